@@ -1,0 +1,82 @@
+"""`gptcli.load(path)`: a model in a notebook."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptcli.config.schema import ModelConfig, SamplingParams
+from gptcli.dist.runtime import pick_device, pick_precision
+from gptcli.generate import Completion, Engine
+from gptcli.model import GPT, Output
+from gptcli.modeldir import load_model, open_model_dir
+from gptcli.tokenizer import Tokenizer
+from gptcli.train.checkpoint import find_checkpoint
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    text: str
+    id: int
+    logprob: float
+
+
+class LoadedModel:
+    """A model with its tokenizer: `generate`, `score` and `forward`.
+
+    >>> model = gptcli.load("runs/quickstart")
+    >>> print(model.generate("def main", max_new_tokens=40, top_p=0.9))
+    """
+
+    def __init__(self, path: Path, model: GPT, tokenizer: Tokenizer | None, dtype: torch.dtype) -> None:
+        self.path, self.model, self.dtype = path, model, dtype
+        self.engine = Engine(model, tokenizer)
+
+    @classmethod
+    def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> LoadedModel:
+        """Raises UserError for anything that is not a complete checkpoint."""
+        place = pick_device(device)
+        dtype = pick_precision(precision, place)
+        folder = open_model_dir(find_checkpoint(path))
+        return cls(folder.path, load_model(folder, device=place), folder.tokenizer, dtype)
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.engine._require_tokenizer()
+
+    def generate(self, prompt: str = "", **sampling: Any) -> str:
+        """The text that follows `prompt`. Keywords are those of SamplingParams: max_new_tokens, top_p, seed, ..."""
+        return self.complete([prompt], **sampling)[0].text
+
+    def complete(self, prompts: list[str], **sampling: Any) -> list[Completion]:
+        """Several prompts as one batch, with tokens, log-probabilities and finish reasons."""
+        return self.engine.generate(prompts, dataclasses.replace(SamplingParams(), **sampling))
+
+    @torch.inference_mode()
+    def score(self, text: str) -> list[TokenScore]:
+        """Each token's log-probability (nats) given all before it; the first follows end-of-text, if there is one."""
+        tokenizer, device = self.tokenizer, self.model.wte.weight.device
+        ids = tokenizer.encode(text)
+        start = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+        row = torch.tensor([start + ids], device=device)
+        if row.shape[1] < 2:
+            return []
+        logprobs = self.model(row[:, :-1], targets=row[:, 1:]).logprobs
+        scored = row[0, 1:].tolist()
+        return [
+            TokenScore(tokenizer.decode([i]), i, p) for i, p in zip(scored, logprobs[0].tolist(), strict=True)
+        ]
+
+    def forward(self, tokens: Tensor, **inputs: Any) -> Output:
+        """The model's forward; see `gptcli.model.GPT.forward`."""
+        with torch.inference_mode():
+            return self.model(tokens, **inputs)

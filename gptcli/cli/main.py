@@ -1,0 +1,105 @@
+"""The command `gpt`: verbs, and what an error, a signal or a closed pipe becomes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from gptcli import __version__
+from gptcli.cli.evaluate import evaluate
+from gptcli.cli.generate import generate
+from gptcli.cli.plan import plan
+from gptcli.cli.pretrain import pretrain
+from gptcli.cli.recipes import recipes
+from gptcli.cli.tokenize import tokenize
+from gptcli.errors import GptError, UserError
+
+HELP = "The whole life of a GPT from one command line: tokenize, pretrain, generate, evaluate."
+
+app = typer.Typer(
+    name="gpt",
+    help=HELP,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: importing rich costs more than the help itself
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command()(tokenize)
+app.command()(pretrain)
+app.command()(generate)
+app.command("eval")(evaluate)
+app.command()(plan)
+app.add_typer(recipes, name="recipes")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"gpt {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["GPT_DEBUG"] = "1"
+
+
+def main() -> NoReturn:
+    """Run the command line; exits 0 done, 1 failed, 2 the user's mistake, 128 + signal when stopped."""
+    if "--debug" in sys.argv[1:]:  # before or after the verb
+        os.environ["GPT_DEBUG"] = "1"
+        sys.argv.remove("--debug")
+    try:
+        code = app(standalone_mode=False)
+        sys.stdout.flush()
+        _leave(code if isinstance(code, int) else 0)
+    except BrokenPipeError:
+        # `| head` has seen enough; keep the interpreter from flushing into the closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _leave(0)
+    except (KeyboardInterrupt, typer.Abort):
+        _leave(130)
+    except GptError as error:
+        if os.environ.get("GPT_DEBUG"):
+            raise
+        _complain(error)
+        _leave(error.exit_code)
+    except Exception as error:
+        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of typer's
+            error.show()
+            _leave(error.exit_code)
+        if os.environ.get("GPT_DEBUG"):
+            raise
+        _complain(_translate(error))
+        _leave(1)
+
+
+def _translate(error: Exception) -> Exception:
+    if isinstance(error, OSError) and error.strerror:
+        return GptError(f"{error.filename or 'system'}: {error.strerror}")
+    return GptError(f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)")
+
+
+def _complain(error: Exception) -> None:
+    """One line on stderr; of several processes with the same complaint, only the first speaks."""
+    rank = os.environ.get("RANK", "0")
+    if rank != "0" and isinstance(error, UserError):
+        return
+    prefix = "gpt: " if rank == "0" else f"gpt [rank {rank}]: "
+    print(prefix + str(error), file=sys.stderr)
+
+
+def _leave(code: int) -> NoReturn:
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

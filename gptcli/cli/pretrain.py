@@ -1,0 +1,105 @@
+"""gpt pretrain"""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from gptcli.cli import options
+from gptcli.cli.launch import end_with_parent, is_worker, launch
+from gptcli.config.schema import Recipe
+from gptcli.errors import UserError
+
+Resume = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly where its latest checkpoint stands."),
+]
+Nproc = Annotated[int, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check recipe, data and memory, run one step, write nothing.")
+]
+
+
+def pretrain(
+    recipe: options.RecipeName = None,
+    set_: options.Overrides = None,
+    resume: Resume = None,
+    nproc: Nproc = 1,
+    dry_run: DryRun = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    seed: options.Seed = None,
+    device: options.Device = "auto",
+    precision: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--precision", metavar="auto|fp32|bf16", help="Arithmetic; left out: the recipe's."),
+    ] = None,
+) -> None:
+    """Train a language model on text.
+
+    gpt pretrain -r quickstart.yaml
+    """
+    overrides = list(set_ or [])
+    overrides += [f"run.seed={seed}"] if seed is not None else []
+    overrides += [f"train.precision={precision}"] if precision is not None else []
+    overrides += ["train.max_steps=1", "train.max_tokens=null", "run.name=dry-run"] if dry_run else []
+    loaded = load_stage_recipe("pretrain", recipe, overrides, resume)
+    if nproc > 1 and not is_worker():
+        raise typer.Exit(launch(nproc))
+    end_with_parent()
+
+    from gptcli.dist.runtime import runtime
+    from gptcli.stages import pretrain as stage
+    from gptcli.stages.console import RunConsole
+
+    with runtime(device) as here:
+        console = RunConsole(quiet=quiet, is_main=here.is_main)
+        summary = stage.run(loaded, here, console, resume=resume, dry_run=dry_run)
+        if dry_run:
+            summary = {k: v for k, v in summary.items() if k not in ("run_dir", "checkpoint")}
+        if here.is_main:
+            report(summary, as_json=json, say=console.say)
+
+
+def load_stage_recipe(stage: str, recipe: str | None, overrides: list[str], resume: Path | None) -> Recipe:
+    """The recipe by name or path, or the one that the resumed run keeps."""
+    from gptcli.config.load import load_recipe
+
+    if resume is not None:
+        run_dir = run_dir_of(resume)
+        overrides = [*overrides, f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
+        recipe = recipe or str(run_dir / "recipe.yaml")
+    if recipe is None:
+        raise UserError(f"gpt {stage}: needs --recipe NAME|PATH (`gpt recipes` lists them) or --resume RUN")
+    return load_recipe(recipe, overrides, stage=stage)
+
+
+def run_dir_of(path: Path) -> Path:
+    """The run that a run directory or one of its checkpoints belongs to."""
+    if not path.exists():
+        raise UserError(f"--resume {path}: no such run")
+    run_dir = path.resolve().parent if (path / "config.json").is_file() else path
+    if not (run_dir / "recipe.yaml").is_file():
+        raise UserError(f"--resume {path}: not a run (no recipe.yaml in {run_dir})")
+    return run_dir
+
+
+def report(summary: dict[str, Any], *, as_json: bool, say: Any) -> None:
+    if as_json:
+        print(jsonlib.dumps(summary))
+        return
+    words = {
+        "step": "{:,} steps",
+        "tokens": "{:,} tokens",
+        "train_loss": "training loss {:.4f}",
+        "val_loss": "held out {:.4f}",
+        "tokens_per_second": "{:,.0f} tok/s",
+        "train_seconds": "{:.0f} s",
+    }
+    parts = [form.format(summary[name]) for name, form in words.items() if summary.get(name) is not None]
+    say("done: " + ", ".join(parts))
+    if "checkpoint" in summary:
+        print(summary["checkpoint"])

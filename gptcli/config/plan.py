@@ -1,0 +1,83 @@
+"""What follows from a recipe and a number of processes: the computed, checked plan of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gptcli.config.schema import BatchRamp, OptimBlock, Recipe
+from gptcli.errors import UserError
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """Sizes in rows of `seq_len` tokens. `dp_size` is the number of data-parallel replicas."""
+
+    max_steps: int | None
+    max_tokens: int | None
+    seq_len: int
+    global_batch_size: int
+    micro_batch_size: int
+    dp_size: int
+    batch_ramp: BatchRamp | None
+    optim: OptimBlock
+
+    def rows_at(self, tokens_seen: int) -> int:
+        """Rows of the optimizer step that follows after `tokens_seen`, over all replicas."""
+        ramp = self.batch_ramp
+        if ramp is None or tokens_seen >= ramp.tokens:
+            return self.global_batch_size
+        grown = ramp.start + (self.global_batch_size - ramp.start) * tokens_seen / ramp.tokens
+        return max(ramp.start, int(grown) // ramp.start * ramp.start)
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches per replica of a full-sized step."""
+        return -(-self.global_batch_size // (self.dp_size * self.micro_batch_size))
+
+    def is_done(self, step: int, tokens_seen: int) -> bool:
+        if self.max_steps is not None:
+            return step >= self.max_steps
+        assert self.max_tokens is not None
+        return tokens_seen >= self.max_tokens
+
+    def progress(self, step: int, tokens_seen: int) -> float:
+        """The share of the run that is behind us, in [0, 1]."""
+        if self.max_steps is not None:
+            return min(1.0, step / self.max_steps)
+        assert self.max_tokens is not None
+        return min(1.0, tokens_seen / self.max_tokens)
+
+
+def global_batch_size(recipe: Recipe, *, on_cpu: bool) -> int:
+    train = recipe.train
+    if on_cpu and train.global_batch_size_cpu is not None:
+        return train.global_batch_size_cpu
+    return train.global_batch_size
+
+
+def make_plan(
+    recipe: Recipe, *, context_length: int, dp_size: int, micro_batch_size: int, on_cpu: bool = False
+) -> TrainPlan:
+    """Raises UserError where batch and processes do not divide."""
+    train = recipe.train
+    rows = global_batch_size(recipe, on_cpu=on_cpu)
+    ramp = train.batch_ramp if rows == train.global_batch_size else None
+    if rows % dp_size:
+        raise UserError(f"train.global_batch_size: {rows} rows cannot be shared by {dp_size} processes")
+    if ramp is not None and ramp.start % dp_size:
+        raise UserError(f"train.batch_ramp.start: {ramp.start} rows cannot be shared by {dp_size} processes")
+    if (rows // dp_size) % micro_batch_size:
+        raise UserError(
+            f"train.micro_batch_size: {micro_batch_size} does not divide the {rows // dp_size} rows "
+            f"of a process (global_batch_size {rows} / {dp_size} processes)"
+        )
+    return TrainPlan(
+        max_steps=train.max_steps,
+        max_tokens=train.max_tokens,
+        seq_len=train.seq_len or context_length,
+        global_batch_size=rows,
+        micro_batch_size=micro_batch_size,
+        dp_size=dp_size,
+        batch_ramp=ramp,
+        optim=recipe.optim,
+    )

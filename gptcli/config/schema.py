@@ -1,0 +1,293 @@
+"""Every key a recipe may hold, with its type, default and meaning.
+
+One frozen dataclass per block and one per stage. `load.py` builds them from YAML, `gpt recipes schema` prints
+them, and nothing ever changes them: what follows from a recipe is computed in `plan.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+
+def key(default: Any, help: str, **checks: Any) -> Any:
+    """A recipe key. `checks` may hold `ge`, `gt`, `le`, `lt`: bounds that loading enforces."""
+    metadata = {"help": help, **checks}
+    if default is ...:
+        return dataclasses.field(metadata=metadata)
+    if isinstance(default, (dict, list)):
+        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a decoder-only transformer. GPT-1, GPT-2 and GPT-3 differ only in these values."""
+
+    n_layer: int = key(..., "transformer blocks", ge=1)
+    n_head: int = key(..., "attention heads; must divide n_embd", ge=1)
+    n_embd: int = key(..., "width of the residual stream", ge=1)
+    context_length: int = key(..., "most tokens the model can look at", ge=1)
+    vocab_size: int | None = key(None, "tokens in the vocabulary; left out: the tokenizer's", ge=1)
+    n_inner: int | None = key(None, "width of the MLP; left out: 4 x n_embd", ge=1)
+    dropout: float = key(0.0, "dropout on embeddings, attention and residuals", ge=0, lt=1)
+    norm_position: Literal["pre", "post"] = key("pre", "pre: GPT-2 and 3, with a final norm; post: GPT-1, without")
+    norm: Literal["layernorm", "rmsnorm"] = key("layernorm", "kind of normalisation")
+    norm_eps: float = key(1e-5, "added to the variance before its root", gt=0)
+    activation: Literal["gelu_tanh", "gelu", "relu", "relu2"] = key(
+        "gelu_tanh", "the MLP's nonlinearity; GPT-1 to 3 use the tanh form of GELU"
+    )
+    position: Literal["learned", "rope", "none"] = key("learned", "how positions enter the model")
+    rope_theta: float = key(10000.0, "base of the rotary frequencies (position: rope)", gt=0)
+    attention_pattern: Literal["dense", "banded", "alternating"] = key(
+        "dense", "banded: each token sees the last band_width; alternating: dense, banded, dense, ... as GPT-3"
+    )
+    band_width: int | None = key(None, "tokens a banded layer looks back at, itself included", ge=1)
+    qk_norm: bool = key(False, "normalise queries and keys to unit RMS before attention")
+    bias: bool = key(True, "biases in linear and norm layers")
+    tie_embeddings: bool = key(True, "the output head is the token embedding")
+    init_std: float = key(0.02, "standard deviation of the initial weights", gt=0)
+    wpe_init_std: float | None = key(None, "the same for learned positions; left out: init_std", gt=0)
+    scale_residual_init: bool = key(True, "divide the projections' init by sqrt(2 n_layer), as GPT-2's paper says")
+    n_segment: int = key(0, "rows of a segment embedding added to the tokens; 0: none", ge=0)
+    scalar_heads: dict[str, int] = key({}, "name -> width of linear heads on the final hidden state (value, reward)")
+    vocab_pad_multiple: int = key(64, "embedding rows are padded to a multiple of this, for speed", ge=1)
+
+    @property
+    def inner(self) -> int:
+        return self.n_inner or 4 * self.n_embd
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the token embedding: vocab_size rounded up to vocab_pad_multiple."""
+        assert self.vocab_size is not None, "vocab_size is filled in from the tokenizer before a model is built"
+        return -(-self.vocab_size // self.vocab_pad_multiple) * self.vocab_pad_multiple
+
+    def is_banded(self, layer: int) -> bool:
+        """Whether this layer (from 0) sees only its last `band_width` tokens."""
+        return self.attention_pattern == "banded" or (self.attention_pattern == "alternating" and layer % 2 == 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunBlock:
+    name: str | None = key(None, "the run's directory is DIR/NAME; left out: the recipe's file name")
+    dir: str = key("runs", "where runs live")
+    seed: int = key(1337, "everything random is derived from this", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixturePart:
+    path: str = key(..., "a directory made by `gpt tokenize -o`")
+    weight: float = key(..., "this part's share of the rows, relative to the others", gt=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataBlock:
+    """One of: path; source; train (and val); mixture."""
+
+    path: str | None = key(None, "a directory made by `gpt tokenize -o`")
+    source: list[str] = key([], "files, folders, globs, -, python-stdlib, hf:NAME[:CONFIG][:SPLIT]; tokenized once")
+    train: list[str] = key([], "sources of the training part alone")
+    val: list[str] = key([], "sources of the validation part alone")
+    mixture: list[MixturePart] = key([], "tokenized directories and their weights")
+    val_fraction: float = key(0.05, "share of the documents held out", ge=0, lt=1)
+    split: Literal["hash", "tail"] = key("hash", "hash: by document, so that adding documents moves none; tail: the end")
+    text_key: str = key("text", "the column that holds the text in JSONL and Parquet")
+    skip_bad: bool = key(False, "leave out bad lines and files, and count them, instead of stopping")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimBlock:
+    name: Literal["adamw", "muon"] = key("adamw", "muon: Muon on the hidden matrices, AdamW on all else")
+    lr: float = key(3e-4, "AdamW's peak learning rate", gt=0)
+    muon_lr: float = key(0.02, "Muon's peak learning rate", gt=0)
+    muon_momentum: float = key(0.95, "Muon's Nesterov momentum", ge=0, lt=1)
+    schedule: Literal["cosine", "linear", "wsd", "constant"] = key(
+        "cosine", "shape after the warmup; wsd: constant, then linear over the last decay_steps"
+    )
+    min_lr_ratio: float = key(0.1, "the last learning rate over the peak", ge=0, le=1)
+    warmup_steps: int = key(0, "linear warmup, in steps", ge=0)
+    warmup_tokens: int | None = key(None, "linear warmup, in tokens instead", ge=0)
+    decay_steps: int | None = key(None, "step at which the decay ends (wsd: its length); left out: max_steps", ge=1)
+    decay_tokens: int | None = key(None, "the same in tokens instead", ge=1)
+    betas: tuple[float, float] = key((0.9, 0.95), "AdamW's moment decay rates")
+    eps: float = key(1e-8, "AdamW's epsilon", gt=0)
+    weight_decay: float = key(0.1, "decoupled, on weight matrices only", ge=0)
+    decay_embeddings: bool = key(True, "also decay the embeddings")
+    grad_clip: float = key(1.0, "largest global gradient norm; 0: no clipping", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRamp:
+    start: int = key(..., "rows per step at the beginning; later sizes are multiples of it", ge=1)
+    tokens: int = key(..., "tokens over which the batch grows linearly to global_batch_size", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainBlock:
+    max_steps: int | None = key(None, "optimizer steps", ge=1)
+    max_tokens: int | None = key(None, "tokens instead", ge=1)
+    global_batch_size: int = key(..., "rows per optimizer step, over all processes", ge=1)
+    global_batch_size_cpu: int | None = key(None, "the same where there is no GPU, so that any recipe can be tried", ge=1)
+    micro_batch_size: Literal["auto"] | int = key("auto", "rows per forward and process; auto: what fits and is fast", ge=1)
+    batch_ramp: BatchRamp | None = key(None, "grow the batch at the start, as GPT-3 did")
+    seq_len: int | None = key(None, "tokens per row; left out: the model's context_length", ge=1)
+    log_every: int = key(10, "steps between rows of metrics.jsonl; 0: never", ge=0)
+    eval_every: int = key(250, "steps between validations; 0: never", ge=0)
+    eval_rows: int = key(256, "at most this many rows of held-out text per validation", ge=1)
+    save_every: int = key(1000, "steps between checkpoints; 0: only at the end", ge=0)
+    keep_last: int = key(0, "keep only this many newest checkpoints (the best always stays); 0: all", ge=0)
+    sample_every: int = key(0, "steps between samples of text; 0: never", ge=0)
+    sample_prompt: str = key("", "what those samples continue")
+    precision: Literal["auto", "fp32", "bf16"] = key("auto", "auto: bf16 where the hardware has it, else fp32")
+    compile: bool = key(False, "torch.compile the model")
+    loggers: list[Literal["tensorboard"]] = key([], "extra metric writers beside metrics.jsonl")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelSizes:
+    dp: int = key(1, "replicas", ge=1)
+    fsdp: int = key(1, "shards", ge=1)
+    tp: int = key(1, "tensor-parallel ranks", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How text is drawn; semantics in `generate/sampling.py`."""
+
+    max_new_tokens: int = key(200, "stop after this many", ge=1)
+    temperature: float = key(1.0, "divides the logits; 0: greedy", ge=0)
+    top_k: int | None = key(None, "keep the k likeliest tokens (ties kept)", ge=1)
+    top_p: float | None = key(None, "keep the likeliest tokens up to this mass, the crossing one included", gt=0, le=1)
+    min_p: float | None = key(None, "drop tokens below this share of the likeliest one's probability", ge=0, le=1)
+    repetition_penalty: float = key(1.0, "CTRL's penalty on every token seen, the prompt included", gt=0)
+    stop: list[str] = key([], "strings that end the text; they are cut off")
+    seed: int = key(0, "the same seed gives the same text, whatever else is in the batch", ge=0)
+    ignore_eos: bool = key(False, "go on after end-of-text")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraBlock:
+    rank: int = key(8, "rank of the update", ge=1)
+    alpha: float = key(16.0, "the update is scaled by alpha / rank", gt=0)
+    dropout: float = key(0.0, "on the adapter's input", ge=0, lt=1)
+    targets: list[str] = key(["c_attn", "c_proj", "c_fc"], "names of the linear layers that get one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneBlock:
+    task: Literal["classification", "entailment", "similarity", "multiple_choice"] = key(..., "GPT-1's input transform")
+    lm_coef: float = key(0.5, "weight of the auxiliary language-model loss", ge=0)
+    n_classes: int | None = key(None, "left out: counted in the data", ge=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardBlock:
+    checkpoint: str | None = key(None, "a reward model")
+    function: str | None = key(None, "FILE.py:NAME, called with lists of prompts and responses")
+    weight: float = key(1.0, "of the checkpoint's score, where both are given")
+    normalize: bool = key(True, "shift and scale scores to mean 0 and std 1 on the reference's samples")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOBlock:
+    kl_coef: float = key(0.05, "price of a nat of KL against the reference", ge=0)
+    kl_target: float | None = key(None, "adapt kl_coef towards this KL (nats per response)", gt=0)
+    gamma: float = key(1.0, "discount", ge=0, le=1)
+    gae_lambda: float = key(0.95, "GAE's lambda", ge=0, le=1)
+    clip_range: float = key(0.2, "of the probability ratio", gt=0)
+    value_clip: float = key(0.2, "of the value's change", gt=0)
+    value_coef: float = key(0.1, "weight of the value loss", ge=0)
+    ppo_epochs: int = key(4, "passes over each rollout", ge=1)
+    minibatch_size: int = key(..., "responses per optimizer step", ge=1)
+    rollout_batch_size: int = key(..., "responses per rollout", ge=1)
+    whiten: bool = key(True, "advantages to mean 0 and variance 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPOBlock:
+    beta: float = key(0.1, "strength of the pull to the reference", gt=0)
+    loss: Literal["sigmoid", "ipo", "conservative"] = key("sigmoid", "the preference loss")
+    label_smoothing: float = key(0.0, "share of wrong labels assumed (loss: conservative)", ge=0, lt=0.5)
+    reference_free: bool = key(False, "leave the reference out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOBlock:
+    group_size: int = key(8, "responses per prompt", ge=2)
+    kl_coef: float = key(0.0, "weight of the KL term", ge=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = key("k1", "of the KL; k3 as a loss has another gradient than the KL")
+    scale: Literal["none", "group", "batch"] = key("group", "divide advantages by this standard deviation")
+    normalization: Literal["token", "sequence", "constant"] = key("token", "what the loss is averaged over")
+    rollout_batch_size: int = key(..., "responses per rollout", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every stage's recipe holds. Exactly one of `model` and `init_from` says where the weights come from."""
+
+    stage: str = key("pretrain", "the verb that this recipe is for")
+    run: RunBlock = key(RunBlock(), "name, place and seed")
+    init_from: str | None = key(None, "a checkpoint whose weights to start from, instead of model")
+    model: ModelConfig | None = key(None, "the shape of a new model")
+    tokenizer: str | None = key(None, "gpt2 | bytes | char | bpe:SIZE | PATH; with init_from: the checkpoint's")
+    data: DataBlock = key(DataBlock(), "what to train on")
+    optim: OptimBlock = key(OptimBlock(), "how to step")
+    train: TrainBlock = key(..., "how long, how large, how often")
+    parallel: Literal["none", "ddp", "fsdp", "tp"] | ParallelSizes = key("ddp", "layout over several processes")
+    sampling: SamplingParams = key(SamplingParams(max_new_tokens=120), "how samples and rollouts are drawn")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainRecipe(Recipe):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class SFTRecipe(Recipe):
+    lora: LoraBlock | None = key(None, "train low-rank updates instead of all weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneRecipe(Recipe):
+    finetune: FinetuneBlock = key(..., "the task head")
+    lora: LoraBlock | None = key(None, "train low-rank updates instead of all weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardRecipe(Recipe):
+    reward: RewardBlock = key(RewardBlock(), "the reward model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPORecipe(Recipe):
+    ppo: PPOBlock = key(..., "proximal policy optimization")
+    reward: RewardBlock = key(..., "where scores come from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPORecipe(Recipe):
+    dpo: DPOBlock = key(DPOBlock(), "direct preference optimization")
+    lora: LoraBlock | None = key(None, "train low-rank updates instead of all weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPORecipe(Recipe):
+    grpo: GRPOBlock = key(..., "group-relative policy optimization")
+    reward: RewardBlock = key(..., "where scores come from")
+
+
+STAGES: dict[str, type[Recipe]] = {
+    "pretrain": PretrainRecipe,
+    "sft": SFTRecipe,
+    "finetune": FinetuneRecipe,
+    "rlhf-reward": RewardRecipe,
+    "rlhf-ppo": PPORecipe,
+    "rlhf-dpo": DPORecipe,
+    "rlhf-grpo": GRPORecipe,
+}

@@ -1,0 +1,224 @@
+"""Documents from files, folders, globs, stdin, the installed standard library, or the hub."""
+
+from __future__ import annotations
+
+import glob
+import io
+import json
+import sys
+import sysconfig
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from gptcli import hub
+from gptcli.errors import UserError, nearest
+
+PLAIN = (".txt", ".md", ".py")
+COMPRESSED = (".gz", ".zst")
+STDLIB = "python-stdlib"
+HUB = "hf:"
+
+
+@dataclass
+class Skipped:
+    """Bad documents left out under skip_bad, with their reasons."""
+
+    reasons: list[str] = field(default_factory=list)
+
+
+@dataclass
+class SourceReader:
+    """Reads the documents of `specs`. Reading twice gives the same documents in the same order.
+
+    Raises UserError naming file and line; with skip_bad, notes it in `skipped` and goes on.
+    """
+
+    specs: list[str]
+    text_key: str = "text"
+    skip_bad: bool = False
+    skipped: Skipped = field(default_factory=Skipped)
+    _stdin: list[str] | None = None
+
+    def documents(self) -> Iterator[str]:
+        """Every document that holds more than white space."""
+        self.skipped = Skipped()
+        for spec in self.specs:
+            for text in self._read(spec):
+                if text.strip():
+                    yield text
+
+    def fingerprint(self) -> list[Any]:
+        """What the documents depend on, cheap to compute: paths, sizes and times. Stdin is read for it."""
+        out: list[Any] = [self.text_key, self.skip_bad]
+        for spec in self.specs:
+            if spec == "-":
+                out.append(["stdin", self._read_stdin()])
+            elif spec.startswith(HUB):
+                out.append([spec])
+            else:
+                for path in list_files(spec):
+                    status = path.stat()
+                    out.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+        return out
+
+    def _read(self, spec: str) -> Iterator[str]:
+        if spec == "-":
+            yield from self._read_stdin()
+        elif spec.startswith(HUB):
+            yield from _read_hub(spec, self.text_key)
+        else:
+            for path in list_files(spec):
+                yield from self._read_file(path)
+
+    def _read_stdin(self) -> list[str]:
+        if self._stdin is None:
+            data = sys.stdin.buffer.read()
+            self._stdin = [_decode(data, "<stdin>")]
+        return self._stdin
+
+    def _read_file(self, path: Path) -> Iterator[str]:
+        kind = _suffix(path)
+        if kind == ".parquet":
+            yield from _read_parquet(path, self.text_key)
+        elif kind == ".jsonl":
+            yield from self._read_jsonl(path)
+        else:
+            try:
+                yield _decode(_read_bytes(path), str(path))
+            except UserError as error:
+                self._bad(error)
+
+    def _read_jsonl(self, path: Path) -> Iterator[str]:
+        for number, row in read_jsonl(path, on_bad=self._bad):
+            text = row.get(self.text_key)
+            if isinstance(text, str):
+                yield text
+            else:
+                hint = nearest(self.text_key, list(row)) or f"; its columns: {', '.join(row) or 'none'}"
+                self._bad(UserError(f"{path}:{number}: no text column {self.text_key!r}{hint}"))
+
+    def _bad(self, error: UserError) -> None:
+        if not self.skip_bad:
+            raise error
+        self.skipped.reasons.append(str(error))
+
+
+def read_jsonl(path: Path, *, on_bad: Callable[[UserError], None]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of a .jsonl, .jsonl.gz or .jsonl.zst file; blank lines are passed over."""
+    with open_bytes(path) as stream:
+        for number, line in enumerate(io.BufferedReader(stream), start=1):  # type: ignore[type-var]
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except UnicodeDecodeError:
+                on_bad(UserError(f"{path}:{number}: not UTF-8"))
+                continue
+            except ValueError as error:
+                on_bad(UserError(f"{path}:{number}: not JSON ({error})"))
+                continue
+            if isinstance(row, dict):
+                yield number, row
+            else:
+                on_bad(UserError(f"{path}:{number}: expected one JSON object a line"))
+
+
+def list_files(spec: str) -> list[Path]:
+    """The files a path, folder, glob or `python-stdlib` stands for, sorted. Raises UserError if there are none."""
+    if spec == STDLIB:
+        return stdlib_files()
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in (*PLAIN, ".jsonl", ".parquet"))
+        if not files:
+            raise UserError(f"{spec}: no .txt, .md, .py, .jsonl[.gz|.zst] or .parquet file in this folder")
+        return files
+    if path.exists():
+        return [path]
+    files = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
+    if not files:
+        raise UserError(f"{spec}: no such file{nearest(spec, [STDLIB])}")
+    return files
+
+
+def stdlib_files() -> list[Path]:
+    """The installed Python's own library, without its tests and the near-duplicate tables of `encodings`."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    left_out = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
+    files = []
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).parts
+        if not left_out.intersection(parts[:-1]) and not parts[-1].startswith("test_"):
+            files.append(path)
+    return files
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """The file's bytes, .gz and .zst unpacked on the way."""
+    try:
+        if path.suffix in COMPRESSED:
+            import pyarrow
+
+            return pyarrow.input_stream(str(path), compression="detect")
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+
+
+def _read_bytes(path: Path) -> bytes:
+    with open_bytes(path) as stream:
+        return stream.read()
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name}:{line}: not UTF-8 (byte {data[error.start]:#04x} at offset {error.start}); "
+            "convert it, or leave such files out with -s data.skip_bad=true"
+        ) from None
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
+
+
+def _read_parquet(path: Path, text_key: str) -> Iterator[str]:
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+    except Exception as error:  # pyarrow's own exceptions have no common base but Exception
+        raise UserError(f"{path}: not a Parquet file ({error})") from error
+    names = file.schema_arrow.names
+    if text_key not in names:
+        raise UserError(f"{path}: no text column {text_key!r}{nearest(text_key, names) or '; its columns: ' + ', '.join(names)}")
+    for batch in file.iter_batches(columns=[text_key]):
+        yield from (text for text in batch.column(0).to_pylist() if text is not None)
+
+
+def _read_hub(spec: str, text_key: str) -> Iterator[str]:
+    """hf:NAME[:CONFIG][:SPLIT], streamed; NAME may also be a local dataset folder."""
+    import datasets
+
+    name, config, split = ([*spec.removeprefix(HUB).split(":"), "", ""])[:3]
+    if not Path(name).exists() and not hub.answers():
+        cache_only = "it is not asked for here (HF_HUB_OFFLINE)" if datasets.config.HF_HUB_OFFLINE else "it cannot be reached"
+        raise UserError(
+            f"data.source {spec}: names a data set on the hub, and {cache_only}; "
+            f"use text of your own or the embedded one: -s 'data.source=[{STDLIB}]'"
+        )
+    try:
+        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
+        for row in rows:
+            if text_key not in row:
+                raise UserError(f"{spec}: no text column {text_key!r}{nearest(text_key, list(row))}")
+            yield row[text_key]
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises many kinds
+        raise UserError(f"data.source {spec}: {error}") from error

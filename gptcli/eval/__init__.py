@@ -1,0 +1,1 @@
+"""Measuring models: scores of text, and tasks made of them."""

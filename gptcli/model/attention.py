@@ -1,0 +1,113 @@
+"""Causal self-attention, dense or locally banded, with or without a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gptcli.config.schema import ModelConfig
+from gptcli.model.kv_cache import CacheStep, KVCache
+
+
+@dataclass(frozen=True)
+class Visibility:
+    """Which keys each query may see, made once per forward and shared by the layers.
+
+    A mask is (B or 1, 1, T, S), True = visible; None means plain causal (or, for one cached token, everything).
+    """
+
+    dense: Tensor | None
+    banded: Tensor | None
+    is_causal: bool
+
+
+def visibility(
+    config: ModelConfig,
+    tokens: Tensor,
+    attention_mask: Tensor | None,
+    document_ids: Tensor | None,
+    step: CacheStep | None,
+) -> Visibility:
+    T, device = tokens.shape[1], tokens.device
+    if step is not None:
+        dense_is_plain = step.uniform and (T == 1 or step.start == 0)
+    else:
+        dense_is_plain = attention_mask is None and document_ids is None
+    if dense_is_plain and config.band_width is None:
+        return Visibility(None, None, is_causal=T > 1)
+    if step is not None:
+        queries, keys = step.slots[:, :, None], torch.arange(step.end, device=device)
+        if step.uniform:
+            queries = queries[:1]
+        allowed = keys <= queries
+    else:
+        queries, keys = torch.arange(T, device=device)[None, :, None], torch.arange(T, device=device)
+        allowed = keys <= queries
+        if document_ids is not None:
+            allowed = allowed & (document_ids[:, :, None] == document_ids[:, None, :])
+        if attention_mask is not None:
+            # a padded query sees itself, so that no row of the softmax is empty
+            allowed = allowed & attention_mask.bool()[:, None, :] | (keys == queries)
+    banded = None
+    if config.band_width is not None:
+        banded = (allowed & (keys > queries - config.band_width))[:, None]
+    dense = None if dense_is_plain else allowed[:, None]
+    return Visibility(dense, banded, is_causal=dense_is_plain and T > 1)
+
+
+class Attention(nn.Module):
+    """Multi-head attention, "Attention Is All You Need", section 3.2."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.n_head, self.head_dim = layer, config.n_head, config.head_dim
+        self.banded = config.is_banded(layer)
+        self.qk_norm, self.dropout = config.qk_norm, config.dropout
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        see: Visibility,
+        rotary: tuple[Tensor, Tensor] | None,
+        cache: KVCache | None,
+        step: CacheStep | None,
+    ) -> Tensor:
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, self.head_dim)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D)
+        if self.qk_norm:
+            q, k = F.rms_norm(q, (self.head_dim,)), F.rms_norm(k, (self.head_dim,))
+        if rotary is not None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        if cache is not None and step is not None:
+            k, v = cache.update(self.layer, k, v, step)
+            q = q.to(k.dtype)
+        mask = see.banded if self.banded else see.dense
+        y = F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=see.is_causal and mask is None,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)
+        return F.dropout(self.c_proj(y), self.dropout, self.training)
+
+
+def rotary_angles(config: ModelConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosines and sines (B or 1, 1, T, D/2) of RoPE (Su et al. 2021, section 3.2)."""
+    half = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
+    angles = position_ids[:, None, :, None].float() * config.rope_theta ** (-half / config.head_dim)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + D/2]) of (B, H, T, D) by their position's angles."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)

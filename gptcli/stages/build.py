@@ -1,0 +1,143 @@
+"""The parts that every training stage builds the same way: model, plan, precision, run directory."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from gptcli.config.load import dump_recipe
+from gptcli.config.memory import activation_bytes, state_bytes
+from gptcli.config.plan import TrainPlan, global_batch_size, make_plan
+from gptcli.config.schema import ModelConfig, Recipe
+from gptcli.dist.runtime import Runtime
+from gptcli.errors import UserError
+from gptcli.model import GPT
+from gptcli.modeldir import load_model, open_model_dir
+from gptcli.tokenizer import Tokenizer
+from gptcli.train.checkpoint import find_checkpoint, remove_unfinished
+
+CPU_MICRO_TOKENS = 8192  # larger micro-batches are no faster on a CPU
+
+
+def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
+    """The recipe's shape with the vocabulary filled in. Raises UserError if the tokenizer does not fit it."""
+    assert recipe.model is not None
+    config = recipe.model
+    if config.vocab_size is None:
+        return dataclasses.replace(config, vocab_size=tokenizer.vocab_size)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"model.vocab_size: {config.vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
+            "leave model.vocab_size out to take the tokenizer's"
+        )
+    return config
+
+
+def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, micro_rows: int = 1) -> GPT:
+    """A fresh model from the recipe's seed, or one that starts from other weights (init_from)."""
+    if recipe.init_from is not None:
+        folder = open_model_dir(find_checkpoint(recipe.init_from))
+        wanted = recipe.train.seq_len or folder.config.context_length
+        if wanted > folder.config.context_length:
+            raise UserError(
+                f"train.seq_len: {wanted} is more than the {folder.config.context_length} tokens of context "
+                f"that {recipe.init_from} was made with"
+            )
+        return load_model(folder, device=runtime.device).train()
+    config = resolve_model_config(recipe, tokenizer)
+    refuse_what_cannot_fit(config, runtime)
+    with torch.device("meta"):
+        model = GPT(config)
+    model.to_empty(device=runtime.device)
+    model.init_weights(recipe.run.seed)
+    return model
+
+
+def refuse_what_cannot_fit(config: ModelConfig, runtime: Runtime) -> None:
+    """Raises UserError before a model is built whose training state alone exceeds the memory."""
+    need, have = state_bytes(config), total_memory(runtime)
+    if have is not None and need > have:
+        raise UserError(
+            f"model: training it takes {need / 2**30:,.0f} GiB for weights, gradients and optimizer state, and this "
+            f"{'GPU' if runtime.device.type == 'cuda' else 'machine'} has {have / 2**30:,.0f} GiB; "
+            "`gpt plan` gives its needs, a smaller recipe (`gpt recipes`) runs here"
+        )
+
+
+def total_memory(runtime: Runtime) -> int | None:
+    """Bytes of the GPU's memory, or of this process's share of the machine's."""
+    if runtime.device.type == "cuda":
+        return torch.cuda.get_device_properties(runtime.device).total_memory
+    try:
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+    return machine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: torch.dtype) -> TrainPlan:
+    """The computed plan, micro_batch_size chosen if it is auto."""
+    on_cpu = runtime.device.type == "cpu"
+    seq_len = recipe.train.seq_len or config.context_length
+    rows = global_batch_size(recipe, on_cpu=on_cpu)
+    micro = recipe.train.micro_batch_size
+    if micro == "auto":
+        ramp = recipe.train.batch_ramp
+        per_rank = max(1, rows // runtime.dp_size)
+        smallest = max(1, ramp.start // runtime.dp_size) if ramp and rows == recipe.train.global_batch_size else per_rank
+        micro = _largest_micro_batch(config, smallest, per_rank, seq_len, runtime, half=dtype != torch.float32)
+    else:
+        micro = min(micro, max(1, rows // runtime.dp_size))
+    return make_plan(
+        recipe, context_length=config.context_length, dp_size=runtime.dp_size, micro_batch_size=micro, on_cpu=on_cpu
+    )
+
+
+def _largest_micro_batch(
+    config: ModelConfig, smallest: int, per_rank: int, seq_len: int, runtime: Runtime, *, half: bool
+) -> int:
+    """The largest common divisor of a rank's rows that fits the memory by formula, with a margin of a quarter."""
+    have = total_memory(runtime)
+    room = None if have is None else 0.75 * have - state_bytes(config)
+    for rows in range(smallest, 1, -1):
+        if per_rank % rows or smallest % rows:
+            continue
+        if runtime.device.type == "cpu" and rows * seq_len > CPU_MICRO_TOKENS:
+            continue
+        if room is None or activation_bytes(config, rows, seq_len, half=half) <= room:
+            return rows
+    return 1
+
+
+def open_run_dir(recipe: Recipe, runtime: Runtime, *, resume: bool) -> Path:
+    """Create RUN and write the resolved recipe into it; an existing run is refused unless it is resumed."""
+    assert recipe.run.name is not None
+    folder = Path(recipe.run.dir) / recipe.run.name
+    if runtime.is_main:
+        if folder.exists() and not resume and any(p for p in folder.iterdir() if p.name[:1] != "."):
+            raise UserError(
+                f"{folder}: this run exists; go on with --resume {folder}, or choose another -s run.name=NAME"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_unfinished(folder)
+        temporary = folder / ".recipe.yaml.tmp"
+        temporary.write_text(dump_recipe(recipe), "utf-8")
+        os.replace(temporary, folder / "recipe.yaml")
+    runtime.barrier()
+    return folder
+
+
+def compile_model(model: GPT, recipe: Recipe, say: Callable[[str], None]) -> None:
+    """torch.compile in place, so that parameter names stay; without a C++ compiler, say so once and run eager."""
+    if not recipe.train.compile:
+        return
+    needs_cxx = next(model.parameters()).device.type == "cpu"
+    if needs_cxx and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+        say("train.compile: no C++ compiler on this machine, so the model runs uncompiled")
+        return
+    model.compile(dynamic=False)

@@ -1,0 +1,44 @@
+"""Decoding token by token, never half a character."""
+
+from __future__ import annotations
+
+from gptcli.tokenizer.tokenizer import Tokenizer
+
+REPLACEMENT = "\ufffd"
+
+
+class StreamDecoder:
+    """`push` ids one by one, print what it returns, `flush` at the end: the joined chunks equal the full decode.
+
+    Bytes that are no character yet decode to one U+FFFD at the very end; only that last one can still change,
+    so it alone is held back. Ids before the last clean place are context, so each push decodes a short tail.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+        self._tokenizer, self._skip = tokenizer, skip_special
+        self._window: list[int] = []  # ids since the last clean place but one
+        self._clean = 0  # ids of the window up to the last clean place
+        self._said = 0  # characters of the window's text that were returned
+
+    def push(self, token: int) -> str:
+        """The text that this token completes, possibly empty."""
+        self._window.append(token)
+        text = self._decode()
+        if text.endswith(REPLACEMENT):
+            return self._emit(text, len(text) - 1)
+        chunk = self._emit(text, len(text))
+        self._window, self._clean = self._window[self._clean :], len(self._window) - self._clean
+        self._said = len(self._decode())
+        return chunk
+
+    def flush(self) -> str:
+        """What is still held back, half characters as U+FFFD."""
+        text = self._decode()
+        return self._emit(text, len(text))
+
+    def _emit(self, text: str, end: int) -> str:
+        chunk, self._said = text[self._said : end], max(self._said, end)
+        return chunk
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._window, skip_special=self._skip)

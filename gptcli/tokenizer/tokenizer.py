@@ -1,0 +1,145 @@
+"""The one tokenizer class: a `tokenizers.Tokenizer` plus the names of its special tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import tokenizers
+
+from gptcli.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+ROLES = ("eos", "bos", "pad", "unk")
+
+
+class Tokenizer:
+    """Encodes plain text, decodes ids, and knows which ids are special.
+
+    Special tokens are those that the files name: `tokenizer_config.json` beside tokenizer.json gives each role
+    its token, as Hugging Face does; a lone tokenizer.json names end-of-text by holding the special token
+    `<|endoftext|>`. Nothing else is guessed. A role that no file names is None.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str] | None = None) -> None:
+        self.backend = backend
+        # Text that looks like a special token is text: only `parse_special` lets it through as one.
+        self.backend.encode_special_tokens = True
+        self.backend.no_padding()
+        self.backend.no_truncation()
+        added = {t.content: i for i, t in backend.get_added_tokens_decoder().items() if t.special}
+        if special is None:
+            special = {"eos": END_OF_TEXT} if END_OF_TEXT in added else {}
+        self.special = {role: token for role, token in special.items() if backend.token_to_id(token) is not None}
+        self.special_ids = frozenset(added.values()) | {backend.token_to_id(t) for t in self.special.values()}
+        self._alphabet = _alphabet(backend)
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """A tokenizer.json, or a folder that holds one. Raises UserError naming the file."""
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            text = file.read_text("utf-8")
+        except OSError as error:
+            raise UserError(f"{file}: {error.strerror}; expected a tokenizer.json") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{file}: not a tokenizer.json (not UTF-8)") from error
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{file}: not a tokenizer.json ({error})") from error
+        return cls(backend, _read_roles(file.parent / "tokenizer_config.json"))
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json and tokenizer_config.json."""
+        folder = Path(folder)
+        (folder / "tokenizer.json").write_text(self.to_json(), "utf-8")
+        config = {f"{role}_token": token for role, token in self.special.items()}
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
+
+    def to_json(self) -> str:
+        return self.backend.to_str(pretty=True)
+
+    @property
+    def hash(self) -> str:
+        """Of everything that decides ids; two tokenizers of one hash give the same tokens."""
+        roles = json.dumps(self.special, sort_keys=True)
+        return hashlib.sha256((self.backend.to_str() + roles).encode()).hexdigest()[:16]
+
+    # ---- ids -----------------------------------------------------------------------------------------------
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+
+    @property
+    def eos_id(self) -> int | None:
+        return self._role_id("eos")
+
+    @property
+    def bos_id(self) -> int | None:
+        return self._role_id("bos")
+
+    @property
+    def pad_id(self) -> int | None:
+        """The pad token's id if the files name one; never end-of-text in disguise."""
+        return self._role_id("pad")
+
+    def _role_id(self, role: str) -> int | None:
+        token = self.special.get(role)
+        return None if token is None else self.backend.token_to_id(token)
+
+    # ---- text ----------------------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Ids of `text`, with no token added at either end. Raises UserError for a character that a `char`
+        tokenizer does not have."""
+        return self.encode_batch([text], parse_special=parse_special)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False) -> list[list[int]]:
+        if self._alphabet is not None:
+            for text in texts:
+                if unknown := set(text) - self._alphabet:
+                    raise UserError(f"character {min(unknown)!r} is not in this character tokenizer's vocabulary")
+        self.backend.encode_special_tokens = not parse_special
+        try:
+            encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        finally:
+            self.backend.encode_special_tokens = True
+        return [e.ids for e in encoded]
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        return self.backend.decode(list(ids), skip_special_tokens=skip_special)
+
+
+def _alphabet(backend: tokenizers.Tokenizer) -> frozenset[str] | None:
+    """The characters of a `char` tokenizer, which would drop any other in silence; None for other kinds."""
+    if backend.pre_tokenizer is not None or backend.normalizer is not None:
+        return None
+    vocab = backend.get_vocab(with_added_tokens=False)
+    return frozenset(vocab) if all(len(token) == 1 for token in vocab) else None
+
+
+def _read_roles(file: Path) -> dict[str, str] | None:
+    """role -> token from a Hugging Face tokenizer_config.json, None where there is no such file."""
+    try:
+        config = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not JSON ({error})") from error
+    roles = {}
+    for role in ROLES:
+        token = config.get(f"{role}_token")
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token:
+            roles[role] = str(token)
+    return roles

@@ -1,0 +1,183 @@
+"""Checkpoints: a model directory plus `training/`. Complete or absent, never half; nothing unpickles.
+
+    RUN/step-000500/                model.safetensors config.json tokenizer.json
+    RUN/step-000500/training/       optimizer.safetensors state.json manifest.json
+    RUN/latest, RUN/best            symlinks to one of them
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gptcli.errors import GptError, UserError
+from gptcli.modeldir import CONFIG, read_json, read_tensors
+from gptcli.train.state import TrainState
+
+FORMAT_VERSION = 1
+TRAINING = "training"
+STEP_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The contents of `training/`: what a resume needs beside the model."""
+
+    state: TrainState
+    source: dict[str, Any]
+    optimizer: dict[str, Tensor]
+    facts: dict[str, Any]  # hashes of tokenizer and data, micro_batch_size, version, parent
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def save_checkpoint(run_dir: Path, training: Training, write_model: Callable[[Path], None], *, best: bool) -> Path:
+    """Write RUN/step-N, then move `latest` (and `best`) to it. Raises GptError if the disk does not take it."""
+    name = step_name(training.state.step)
+    work = run_dir / f".{name}.tmp"
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        (work / TRAINING).mkdir(parents=True)
+        write_model(work)
+        save_file(training.optimizer, work / TRAINING / "optimizer.safetensors")
+        tree = {
+            "format_version": FORMAT_VERSION,
+            **asdict(training.state),
+            "source": training.source,
+            **training.facts,
+        }
+        (work / TRAINING / "state.json").write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+        _write_manifest(work)
+        _sync_tree(work)
+        target = run_dir / name
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(work, target)
+        _point(run_dir / "latest", name)
+        if best:
+            _point(run_dir / "best", name)
+        _sync(run_dir)
+    except OSError as error:
+        shutil.rmtree(work, ignore_errors=True)
+        last = run_dir / "latest"
+        kept = f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
+        raise GptError(f"{run_dir / name}: cannot save ({error.strerror or error}); {kept}") from error
+    except Exception as error:  # safetensors reports a full disk as its own error
+        shutil.rmtree(work, ignore_errors=True)
+        raise GptError(f"{run_dir / name}: cannot save ({error})") from error
+    return target
+
+
+def load_training(checkpoint: Path) -> Training:
+    """The training state of a checkpoint, every file checked against its manifest. Raises UserError."""
+    folder = checkpoint / TRAINING
+    if not folder.is_dir():
+        raise UserError(f"{checkpoint}: holds a model but no training state, so it cannot be resumed; use init_from")
+    verify(checkpoint)
+    tree = read_json(folder / "state.json", missing=f"{folder}/state.json: missing")
+    if tree.pop("format_version", None) != FORMAT_VERSION:
+        raise UserError(f"{folder}/state.json: of another format_version than this gptcli reads ({FORMAT_VERSION})")
+    fields = {name: tree.pop(name) for name in TrainState.__dataclass_fields__}
+    source = tree.pop("source")
+    return Training(TrainState(**fields), source, read_tensors(folder / "optimizer.safetensors"), tree)
+
+
+def verify(checkpoint: Path) -> None:
+    """Raises UserError naming the first file that is not what was saved."""
+    manifest = checkpoint / TRAINING / "manifest.json"
+    files = read_json(manifest, missing=f"{manifest}: missing; this checkpoint is not complete")["files"]
+    for name, expected in files.items():
+        file = checkpoint / name
+        if not file.is_file():
+            raise UserError(f"{file}: missing; this checkpoint is not complete")
+        if _digest(file) != expected:
+            raise UserError(f"{file}: damaged or cut short (its hash is not the manifest's)")
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """A checkpoint directory from itself or from a run directory (its `latest`). Raises UserError."""
+    path = Path(path)
+    if (path / CONFIG).is_file():
+        return path.resolve() if path.is_symlink() else path
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint or run")
+    if (path / "latest" / CONFIG).is_file():
+        return path / os.readlink(path / "latest") if (path / "latest").is_symlink() else path / "latest"
+    if steps := checkpoints(path):
+        return steps[-1]
+    raise UserError(f"{path}: holds no checkpoint (no {CONFIG} and no latest/)")
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    found = [p for p in run_dir.iterdir() if STEP_NAME.fullmatch(p.name) and (p / CONFIG).is_file()]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+
+
+def newest_checkpoint(runs: Path) -> Path | None:
+    """The checkpoint written last under any run in `runs`."""
+    found = [c for run in runs.iterdir() if run.is_dir() for c in checkpoints(run)] if runs.is_dir() else []
+    return max(found, key=lambda c: (c / CONFIG).stat().st_mtime_ns, default=None)
+
+
+def prune(run_dir: Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` checkpoints and those that `latest` and `best` point to."""
+    if keep_last <= 0:
+        return
+    pointed = {(run_dir / link).resolve() for link in ("latest", "best")}
+    for old in checkpoints(run_dir)[:-keep_last]:
+        if old.resolve() not in pointed:
+            shutil.rmtree(old)
+
+
+def remove_unfinished(run_dir: Path) -> None:
+    """What a kill in the middle of a save left behind."""
+    for path in run_dir.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _point(link: Path, name: str) -> None:
+    temporary = link.with_name(f".{link.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(name)
+    os.replace(temporary, link)
+
+
+def _write_manifest(folder: Path) -> None:
+    files = {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    text = json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=2)
+    (folder / TRAINING / "manifest.json").write_text(text + "\n", "utf-8")
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256()
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,61 @@
+"""Muon: momentum whose update is orthogonalised (Jordan et al. 2024, "Muon: An optimizer for hidden layers")."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+# Quintic Newton-Schulz coefficients of the Muon post: singular values land in about [0.7, 1.2] after five steps.
+_A, _B, _C = 3.4445, -4.7750, 2.0315
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """Replace the singular values of (..., m, n) by about 1.
+
+    In bf16 on CUDA; elsewhere in the matrices' own precision, because bf16 is emulated on most CPUs.
+    """
+    x = matrices.bfloat16() if matrices.is_cuda else matrices
+    tall = x.shape[-2] > x.shape[-1]
+    if tall:
+        x = x.mT
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * (gram @ gram)) @ x
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Nesterov momentum, orthogonalised, for weight matrices (out, in) alone.
+
+    A fused query-key-value matrix (3C, C) is three matrices and is treated as such. The update of a matrix taller
+    than wide grows by sqrt(out / in), which keeps the step's effect on activations alike across shapes.
+    """
+
+    def __init__(
+        self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            lr, momentum = group["lr"], group["momentum"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state = self.state[p]
+                if "momentum" not in state:
+                    state["momentum"] = torch.zeros_like(p)
+                buffer = state["momentum"].lerp_(p.grad, 1 - momentum)
+                update = p.grad.lerp(buffer, momentum)
+                rows, columns = p.shape
+                if rows == 3 * columns:
+                    update = update.view(3, columns, columns)
+                    rows = columns
+                update = orthogonalize(update).view(p.shape)
+                p.mul_(1 - lr * group["weight_decay"])
+                p.add_(update, alpha=-lr * max(1.0, rows / columns) ** 0.5)
