@@ -72,9 +72,7 @@ class LoadedModel:
             return []
         logprobs = self.model(row[:, :-1], targets=row[:, 1:]).logprobs
         scored = row[0, 1:].tolist()
-        return [
-            TokenScore(tokenizer.decode([i]), i, p) for i, p in zip(scored, logprobs[0].tolist(), strict=True)
-        ]
+        return [TokenScore(tokenizer.decode([i]), i, p) for i, p in zip(scored, logprobs[0].tolist(), strict=True)]
 
     def forward(self, tokens: Tensor, **inputs: Any) -> Output:
         """The model's forward; see `gptcli.model.GPT.forward`."""

@@ -112,13 +112,15 @@ def _write(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
 
-
     return os.environ
 
 
 def _print_json(engine: Engine, prompt: str, params: SamplingParams, samples: int, logprobs: bool) -> None:
     for number, completion in enumerate(engine.generate([prompt] * samples, params)):
-        print(jsonlib.dumps(completion_row(number, completion, params, logprobs), ensure_ascii=False), flush=True)
+        print(
+            jsonlib.dumps(completion_row(number, completion, params, logprobs), ensure_ascii=False),
+            flush=True,
+        )
 
 
 def completion_row(number: int, completion: Completion, params: SamplingParams, logprobs: bool) -> dict[str, Any]:

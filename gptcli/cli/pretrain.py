@@ -18,9 +18,7 @@ Resume = Annotated[
     typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly where its latest checkpoint stands."),
 ]
 Nproc = Annotated[int, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine.")]
-DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Check recipe, data and memory, run one step, write nothing.")
-]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check recipe, data and memory, run one step, write nothing.")]
 
 
 def pretrain(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -46,7 +46,7 @@ def show(name: Annotated[str, typer.Argument(help="A recipe's name or path.")]) 
 @recipes.command()
 def copy(
     name: Annotated[str, typer.Argument(help="A recipe's name or path.")],
-    to: Annotated[Optional[Path], typer.Argument(help="Where to; left out: here, under its own name.")] = None,  # noqa: UP045
+    to: Annotated[Path | None, typer.Argument(help="Where to; left out: here, under its own name.")] = None,
 ) -> None:
     """Copy a recipe to a file of your own."""
     from gptcli.config.shipped import find_recipe

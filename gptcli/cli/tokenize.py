@@ -19,18 +19,22 @@ def tokenize(
         Optional[list[str]],  # noqa: UP045
         typer.Argument(help="Files, folders, globs, -, python-stdlib, hf:NAME. None: a filter over stdin's lines."),
     ] = None,
-    out: Annotated[Optional[Path], typer.Option("--out", "-o", metavar="DIR", help="Write token shards here.")] = None,  # noqa: UP045
+    out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write token shards here.")] = None,
     tokenizer: Annotated[
-        str, typer.Option("--tokenizer", "-t", metavar="SPEC", help="gpt2 | bytes | char | bpe:SIZE | a path.")
+        str,
+        typer.Option("--tokenizer", "-t", metavar="SPEC", help="gpt2 | bytes | char | bpe:SIZE | a path."),
     ] = "gpt2",
     decode: Annotated[bool, typer.Option("--decode", help="Filter the other way: ids (NDJSON) to text.")] = False,
     parse_special: Annotated[
-        bool, typer.Option("--parse-special", help="Let text that spells a special token be one (filter mode).")
+        bool,
+        typer.Option("--parse-special", help="Let text that spells a special token be one (filter mode)."),
     ] = False,
     val_fraction: Annotated[float, typer.Option(min=0.0, max=0.99, help="Share of the documents held out.")] = 0.05,
     split: Annotated[str, typer.Option(metavar="hash|tail", help="How documents are held out.")] = "hash",
     text_key: Annotated[str, typer.Option(help="The text column of JSONL and Parquet.")] = "text",
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out bad lines and files, and count them.")] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out bad lines and files, and count them.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
 ) -> None:
@@ -54,7 +58,12 @@ def tokenize(
     corpus = Corpus(source=source, val_fraction=val_fraction, split=split, text_key=text_key, skip_bad=skip_bad)
     with _counter(quiet) as advance:
         made = write_tokens(
-            corpus.parts, out, tokenizer, origin=corpus.origin(), say=lambda s: _say(s, quiet), advance=advance
+            corpus.parts,
+            out,
+            tokenizer,
+            origin=corpus.origin(),
+            say=lambda s: _say(s, quiet),
+            advance=advance,
         )
     row = summary(made.meta, corpus.skipped)
     for reason in corpus.skipped:
@@ -72,7 +81,9 @@ def tokenize(
 
 def summary(meta: dict[str, Any], skipped: list[str]) -> dict[str, Any]:
     parts = meta["splits"]
-    total = {name: sum(part[name] for part in parts.values()) for name in ("documents", "tokens", "eot_tokens", "bytes")}
+    total = {
+        name: sum(part[name] for part in parts.values()) for name in ("documents", "tokens", "eot_tokens", "bytes")
+    }
     return {
         **total,
         "train_tokens": parts["train"]["tokens"],

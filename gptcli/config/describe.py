@@ -8,6 +8,7 @@ import typing
 from typing import Any, Literal, Union
 
 from gptcli.config.load import describe, field_types
+from gptcli.config.schema import STAGES
 
 BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum", "lt": "exclusiveMaximum"}
 
@@ -26,7 +27,11 @@ def key_lines(cls: type, prefix: str = "") -> list[str]:
 
 def json_schema(cls: type) -> dict[str, Any]:
     """JSON Schema (draft 2020-12) of a recipe."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "gptcli recipe", **_object(cls)}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "gptcli recipe",
+        **_object(cls),
+    }
 
 
 def _object(cls: type) -> dict[str, Any]:
@@ -40,6 +45,8 @@ def _object(cls: type) -> dict[str, Any]:
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             required.append(field.name)
         properties[field.name] = schema
+    if stages := [name for name, stage in STAGES.items() if stage is cls]:
+        properties["stage"] = {"enum": stages, "description": properties["stage"]["description"]}
     out: dict[str, Any] = {"type": "object", "properties": properties, "additionalProperties": False}
     return out | ({"required": required} if required else {})
 
@@ -55,14 +62,21 @@ def _type(hint: Any) -> dict[str, Any]:
     if origin is list:  # one item may stand for a list of one
         return {"anyOf": [{"type": "array", "items": _type(args[0])}, _type(args[0])]}
     if origin is tuple:
-        return {"type": "array", "prefixItems": [_type(a) for a in args], "minItems": len(args), "maxItems": len(args)}
+        return {
+            "type": "array",
+            "prefixItems": [_type(a) for a in args],
+            "minItems": len(args),
+            "maxItems": len(args),
+        }
     if origin is dict:
         return {"type": "object", "additionalProperties": _type(args[1])}
     if hint is type(None):
         return {"type": "null"}
-    return {int: {"type": ["integer", "string"]}, float: {"type": ["number", "string"]}, bool: {"type": "boolean"}}.get(
-        hint, {"type": ["string", "number"]}
-    ).copy()
+    return {
+        int: {"type": ["integer", "string"]},
+        float: {"type": ["number", "string"]},
+        bool: {"type": "boolean"},
+    }.get(hint, {"type": ["string", "number"]}).copy()
 
 
 def _block_of(hint: Any) -> type | None:

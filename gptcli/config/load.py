@@ -37,7 +37,7 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = (), *, stag
 def build_recipe(tree: dict[str, Any], *, where: str, stage: str | None = None) -> Recipe:
     """A checked recipe from plain data."""
     named = tree.get("stage", stage or "pretrain")
-    if named not in STAGES:
+    if not isinstance(named, str) or named not in STAGES:
         raise UserError(f"{where}: stage: {named!r} is no stage{nearest(str(named), list(STAGES))}")
     if stage is not None and named != stage:
         raise UserError(f"{where}: this recipe is for `gpt {named}`, not `gpt {stage}`")
@@ -48,16 +48,31 @@ def build_recipe(tree: dict[str, Any], *, where: str, stage: str | None = None) 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text("utf-8"))
+        tree = yaml.load(path.read_text("utf-8"), Loader=_Loader)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}:" if mark else ""
-        raise UserError(f"{path}:{line} not YAML: {getattr(error, 'problem', None) or error}") from error
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(f"{path}:{line} not YAML: {reason}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys, this is {_kind(tree)}")
     return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one block, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{key_node.value!r} stands here twice", problem_mark=key_node.start_mark
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:
@@ -107,13 +122,13 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def _suggest(name: str, cls: type, prefix: str) -> str:
-    """The nearest key of this block, else a key of that name in another block of any stage."""
-    if hint := nearest(name, list(field_types(cls))):
-        return hint
+    """A key of exactly that name in another block of any stage, else the nearest of this block."""
     known = {dotted for stage in STAGES.values() for dotted in dotted_keys(stage)}
     for dotted in sorted(known):
         if dotted.endswith("." + name):
             return f"; did you mean {dotted!r}?"
+    if hint := nearest(name, list(field_types(cls))):
+        return hint
     return nearest(prefix + name, sorted(known)) or f"; known here: {', '.join(field_types(cls))}"
 
 
@@ -185,9 +200,11 @@ def _convert_scalar(kind: type, value: Any, complaint: UserError) -> Any:
             number = float(value) if not isinstance(value, int) else value
         except ValueError:
             raise complaint from None
+        if number != number or abs(number) == float("inf"):
+            raise complaint
         if kind is float:
             return float(number)
-        if number == number and abs(number) != float("inf") and number == int(number):
+        if number == int(number):
             return int(number)
     raise complaint
 
@@ -240,5 +257,17 @@ def to_tree(value: Any) -> Any:
     return value
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the line breaks that YAML would fold away."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    style = '"' if set(text) & set("\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def dump_recipe(recipe: Recipe) -> str:
-    return yaml.safe_dump(to_tree(recipe), sort_keys=False, allow_unicode=True)
+    return yaml.dump(to_tree(recipe), Dumper=_Dumper, sort_keys=False, allow_unicode=True)

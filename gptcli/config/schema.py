@@ -41,7 +41,8 @@ class ModelConfig:
     position: Literal["learned", "rope", "none"] = key("learned", "how positions enter the model")
     rope_theta: float = key(10000.0, "base of the rotary frequencies (position: rope)", gt=0)
     attention_pattern: Literal["dense", "banded", "alternating"] = key(
-        "dense", "banded: each token sees the last band_width; alternating: dense, banded, dense, ... as GPT-3"
+        "dense",
+        "banded: each token sees the last band_width; alternating: dense, banded, dense, ... as GPT-3",
     )
     band_width: int | None = key(None, "tokens a banded layer looks back at, itself included", ge=1)
     qk_norm: bool = key(False, "normalise queries and keys to unit RMS before attention")
@@ -49,7 +50,9 @@ class ModelConfig:
     tie_embeddings: bool = key(True, "the output head is the token embedding")
     init_std: float = key(0.02, "standard deviation of the initial weights", gt=0)
     wpe_init_std: float | None = key(None, "the same for learned positions; left out: init_std", gt=0)
-    scale_residual_init: bool = key(True, "divide the projections' init by sqrt(2 n_layer), as GPT-2's paper says")
+    residual_init: Literal["scaled", "plain", "zero"] = key(
+        "scaled", "of the projections: init_std / sqrt(2 n_layer) as GPT-2's paper says; init_std; or zeros"
+    )
     n_segment: int = key(0, "rows of a segment embedding added to the tokens; 0: none", ge=0)
     scalar_heads: dict[str, int] = key({}, "name -> width of linear heads on the final hidden state (value, reward)")
     vocab_pad_multiple: int = key(64, "embedding rows are padded to a multiple of this, for speed", ge=1)
@@ -77,7 +80,7 @@ class ModelConfig:
 class RunBlock:
     name: str | None = key(None, "the run's directory is DIR/NAME; left out: the recipe's file name")
     dir: str = key("runs", "where runs live")
-    seed: int = key(1337, "everything random is derived from this", ge=0)
+    seed: int = key(1337, "everything random is derived from this", ge=0, lt=2**63)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +99,9 @@ class DataBlock:
     val: list[str] = key([], "sources of the validation part alone")
     mixture: list[MixturePart] = key([], "tokenized directories and their weights")
     val_fraction: float = key(0.05, "share of the documents held out", ge=0, lt=1)
-    split: Literal["hash", "tail"] = key("hash", "hash: by document, so that adding documents moves none; tail: the end")
+    split: Literal["hash", "tail"] = key(
+        "hash", "hash: by document, so that adding documents moves none; tail: the end"
+    )
     text_key: str = key("text", "the column that holds the text in JSONL and Parquet")
     skip_bad: bool = key(False, "leave out bad lines and files, and count them, instead of stopping")
 
@@ -133,8 +138,12 @@ class TrainBlock:
     max_steps: int | None = key(None, "optimizer steps", ge=1)
     max_tokens: int | None = key(None, "tokens instead", ge=1)
     global_batch_size: int = key(..., "rows per optimizer step, over all processes", ge=1)
-    global_batch_size_cpu: int | None = key(None, "the same where there is no GPU, so that any recipe can be tried", ge=1)
-    micro_batch_size: Literal["auto"] | int = key("auto", "rows per forward and process; auto: what fits and is fast", ge=1)
+    global_batch_size_cpu: int | None = key(
+        None, "the same where there is no GPU, so that any recipe can be tried", ge=1
+    )
+    micro_batch_size: Literal["auto"] | int = key(
+        "auto", "rows per forward and process; auto: what fits and is fast", ge=1
+    )
     batch_ramp: BatchRamp | None = key(None, "grow the batch at the start, as GPT-3 did")
     seq_len: int | None = key(None, "tokens per row; left out: the model's context_length", ge=1)
     log_every: int = key(10, "steps between rows of metrics.jsonl; 0: never", ge=0)
@@ -145,7 +154,7 @@ class TrainBlock:
     sample_every: int = key(0, "steps between samples of text; 0: never", ge=0)
     sample_prompt: str = key("", "what those samples continue")
     precision: Literal["auto", "fp32", "bf16"] = key("auto", "auto: bf16 where the hardware has it, else fp32")
-    compile: bool = key(False, "torch.compile the model")
+    compile: Literal["auto"] | bool = key(False, "torch.compile the model; auto: on a GPU only")
     loggers: list[Literal["tensorboard"]] = key([], "extra metric writers beside metrics.jsonl")
 
 
@@ -167,7 +176,7 @@ class SamplingParams:
     min_p: float | None = key(None, "drop tokens below this share of the likeliest one's probability", ge=0, le=1)
     repetition_penalty: float = key(1.0, "CTRL's penalty on every token seen, the prompt included", gt=0)
     stop: list[str] = key([], "strings that end the text; they are cut off")
-    seed: int = key(0, "the same seed gives the same text, whatever else is in the batch", ge=0)
+    seed: int = key(0, "the same seed gives the same text, whatever else is in the batch", ge=0, lt=2**63)
     ignore_eos: bool = key(False, "go on after end-of-text")
 
 

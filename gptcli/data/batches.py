@@ -50,7 +50,13 @@ class HeldOutRows:
     """
 
     def __init__(
-        self, tokens: np.ndarray, seq_len: int, max_rows: int, micro_batch_size: int, dp_rank: int = 0, dp_size: int = 1
+        self,
+        tokens: np.ndarray,
+        seq_len: int,
+        max_rows: int,
+        micro_batch_size: int,
+        dp_rank: int = 0,
+        dp_size: int = 1,
     ) -> None:
         windows = max(1, -(-(len(tokens) - 1) // seq_len))
         chosen = np.unique(np.linspace(0, windows - 1, min(windows, max_rows)).astype(np.int64))

@@ -104,4 +104,3 @@ def checkpoint_tokenizer_matches(data: TrainingData, tokenizer: Tokenizer, where
             f"{where}: its tokenizer ({tokenizer.hash}) is not the one that made the data ({data.tokenizer.hash}); "
             "tokenize with the checkpoint's: `gpt tokenize SOURCE -o DIR --tokenizer CHECKPOINT`"
         )
-

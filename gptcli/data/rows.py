@@ -76,6 +76,8 @@ class MixtureRows:
         counts = np.floor(share).astype(int)
         for part in np.argsort(counts - share)[: self.PERIOD - counts.sum()]:
             counts[part] += 1
+        if (counts == 0).any():
+            raise UserError(f"data.mixture: a weight below 1/{self.PERIOD} of the sum would never be seen; raise it")
         self.counts = counts
         # Part p's k-th row sits at (k + 1/2) / count of the block.
         places = [((np.arange(c) + 0.5) / c, np.full(c, p), np.arange(c)) for p, c in enumerate(counts) if c]

@@ -19,7 +19,7 @@ import numpy as np
 from gptcli.data.sources import SourceReader
 from gptcli.errors import UserError
 from gptcli.tokenizer import Tokenizer
-from gptcli.tokenizer.resolve import resolve_tokenizer
+from gptcli.tokenizer.resolve import from_path, gpt2_file, needs_text, resolve_tokenizer
 
 FORMAT_VERSION = 1
 BATCH_BYTES = 2 << 20
@@ -66,8 +66,12 @@ def open_tokens(path: str | Path) -> TokenData:
         raise UserError(f"{path}: not a tokenized directory (no meta.json); make one with `gpt tokenize -o`") from error
     except ValueError as error:
         raise UserError(f"{path}/meta.json: not JSON") from error
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}/meta.json: not a JSON object")
     if meta.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}/meta.json: format_version {meta.get('format_version')}, this version reads 1")
+    if missing := {"dtype", "splits", "tokenizer_hash", "hash"} - meta.keys():
+        raise UserError(f"{path}/meta.json: damaged (no {min(missing)!r}); tokenize again")
     tokenizer = Tokenizer.load(path)
     if tokenizer.hash != meta["tokenizer_hash"]:
         raise UserError(f"{path}: tokenizer.json is not the one that made these tokens; tokenize again")
@@ -166,7 +170,8 @@ def write_tokens(
 
 
 def _empty(origin: dict[str, Any]) -> UserError:
-    return UserError(f"{', '.join(map(str, origin.get('source', [])))}: the corpus is empty; there is nothing to train on")
+    names = ", ".join(map(str, origin.get("source", [])))
+    return UserError(f"{names}: the corpus is empty, or all of it is held out; there is nothing to train on")
 
 
 def _encode_all(
@@ -175,8 +180,8 @@ def _encode_all(
     counts = {name: _Counts() for name in SPLITS}
     stream = iter(parts)
     head = list(itertools.islice(stream, 3))
-    # One document, whole or cut in two, needs no separator.
-    separated = len(head) > 2 or [split for split, _ in head] not in (["train"], ["train", "val"])
+    # Where no split has two documents there is nothing to separate.
+    separated = len({split for split, _ in head}) < len(head)
     eot = [] if not separated else _end_of_text(tokenizer)
     files = {name: (folder / f"{name}.bin").open("wb") for name in SPLITS}
     try:
@@ -276,15 +281,19 @@ class Corpus:
 
     def origin(self) -> dict[str, Any]:
         """What meta.json says of where the tokens came from."""
-        return {"source": self.source or self.train + self.val, "val_fraction": self.val_fraction, "split": self.split}
+        return {
+            "source": self.source or self.train + self.val,
+            "val_fraction": self.val_fraction,
+            "split": self.split,
+        }
 
     def key(self, tokenizer_spec: str) -> str:
         """Changes whenever the tokens would."""
         files = {name: reader.fingerprint() for name, reader in self._readers.items()}
         path = Path(tokenizer_spec)
-        if path.exists():
-            from gptcli.tokenizer.resolve import from_path
-
+        if path.exists() and tokenizer_spec != "bytes" and not needs_text(tokenizer_spec):
             tokenizer_spec = from_path(path).hash
+        elif tokenizer_spec == "gpt2":
+            tokenizer_spec += " of the hub" if gpt2_file() else " stand-in"
         plain = json.dumps([FORMAT_VERSION, files, tokenizer_spec, self.val_fraction, self.split])
         return hashlib.sha256(plain.encode()).hexdigest()[:24]

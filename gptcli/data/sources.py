@@ -56,11 +56,11 @@ class SourceReader:
             if spec == "-":
                 out.append(["stdin", self._read_stdin()])
             elif spec.startswith(HUB):
-                out.append([spec])
+                local = Path(spec.removeprefix(HUB).split(":")[0])
+                files = sorted(p for p in local.rglob("*") if p.is_file()) if local.is_dir() else []
+                out.append([spec, [_stamp(path) for path in files]])
             else:
-                for path in list_files(spec):
-                    status = path.stat()
-                    out.append([str(path.resolve()), status.st_size, status.st_mtime_ns])
+                out += [_stamp(path) for path in list_files(spec)]
         return out
 
     def _read(self, spec: str) -> Iterator[str]:
@@ -80,21 +80,24 @@ class SourceReader:
 
     def _read_file(self, path: Path) -> Iterator[str]:
         kind = _suffix(path)
-        if kind == ".parquet":
-            yield from _read_parquet(path, self.text_key)
-        elif kind == ".jsonl":
-            yield from self._read_jsonl(path)
-        else:
-            try:
+        try:
+            if kind == ".parquet":
+                yield from _read_parquet(path, self.text_key)
+            elif kind == ".jsonl":
+                yield from self._read_jsonl(path)
+            else:
                 yield _decode(_read_bytes(path), str(path))
-            except UserError as error:
-                self._bad(error)
+        except UserError as error:
+            self._bad(error)
 
     def _read_jsonl(self, path: Path) -> Iterator[str]:
         for number, row in read_jsonl(path, on_bad=self._bad):
             text = row.get(self.text_key)
-            if isinstance(text, str):
+            if isinstance(text, str) and not _has_surrogates(text):
                 yield text
+            elif self.text_key in row:
+                what = "half of a surrogate pair" if isinstance(text, str) else type(text).__name__
+                self._bad(UserError(f"{path}:{number}: {self.text_key!r} holds {what}, not text"))
             else:
                 hint = nearest(self.text_key, list(row)) or f"; its columns: {', '.join(row) or 'none'}"
                 self._bad(UserError(f"{path}:{number}: no text column {self.text_key!r}{hint}"))
@@ -108,7 +111,7 @@ class SourceReader:
 def read_jsonl(path: Path, *, on_bad: Callable[[UserError], None]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of a .jsonl, .jsonl.gz or .jsonl.zst file; blank lines are passed over."""
     with open_bytes(path) as stream:
-        for number, line in enumerate(io.BufferedReader(stream), start=1):  # type: ignore[type-var]
+        for number, line in enumerate(_lines(stream, path), start=1):
             if not line.strip():
                 continue
             try:
@@ -123,6 +126,13 @@ def read_jsonl(path: Path, *, on_bad: Callable[[UserError], None]) -> Iterator[t
                 yield number, row
             else:
                 on_bad(UserError(f"{path}:{number}: expected one JSON object a line"))
+
+
+def _lines(stream: IO[bytes], path: Path) -> Iterator[bytes]:
+    try:
+        yield from io.BufferedReader(stream)  # type: ignore[type-var]
+    except (OSError, EOFError) as error:
+        raise UserError(f"{path}: damaged or cut short ({error})") from error
 
 
 def list_files(spec: str) -> list[Path]:
@@ -169,7 +179,14 @@ def open_bytes(path: Path) -> IO[bytes]:
 
 def _read_bytes(path: Path) -> bytes:
     with open_bytes(path) as stream:
-        return stream.read()
+        try:
+            return stream.read()
+        except (OSError, EOFError) as error:
+            raise UserError(f"{path}: damaged or cut short ({error})") from error
+
+
+def _has_surrogates(text: str) -> bool:
+    return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -181,6 +198,11 @@ def _decode(data: bytes, name: str) -> str:
             f"{name}:{line}: not UTF-8 (byte {data[error.start]:#04x} at offset {error.start}); "
             "convert it, or leave such files out with -s data.skip_bad=true"
         ) from None
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
 def _suffix(path: Path) -> str:
@@ -196,7 +218,13 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[str]:
         raise UserError(f"{path}: not a Parquet file ({error})") from error
     names = file.schema_arrow.names
     if text_key not in names:
-        raise UserError(f"{path}: no text column {text_key!r}{nearest(text_key, names) or '; its columns: ' + ', '.join(names)}")
+        raise UserError(
+            f"{path}: no text column {text_key!r}{nearest(text_key, names) or '; its columns: ' + ', '.join(names)}"
+        )
+    if not pyarrow.types.is_string(
+        kind := file.schema_arrow.field(text_key).type
+    ) and not pyarrow.types.is_large_string(kind):
+        raise UserError(f"{path}: column {text_key!r} holds {kind}, not text")
     for batch in file.iter_batches(columns=[text_key]):
         yield from (text for text in batch.column(0).to_pylist() if text is not None)
 
@@ -207,7 +235,9 @@ def _read_hub(spec: str, text_key: str) -> Iterator[str]:
 
     name, config, split = ([*spec.removeprefix(HUB).split(":"), "", ""])[:3]
     if not Path(name).exists() and not hub.answers():
-        cache_only = "it is not asked for here (HF_HUB_OFFLINE)" if datasets.config.HF_HUB_OFFLINE else "it cannot be reached"
+        cache_only = (
+            "it is not asked for here (HF_HUB_OFFLINE)" if datasets.config.HF_HUB_OFFLINE else "it cannot be reached"
+        )
         raise UserError(
             f"data.source {spec}: names a data set on the hub, and {cache_only}; "
             f"use text of your own or the embedded one: -s 'data.source=[{STDLIB}]'"
@@ -215,8 +245,9 @@ def _read_hub(spec: str, text_key: str) -> Iterator[str]:
     try:
         rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
         for row in rows:
-            if text_key not in row:
-                raise UserError(f"{spec}: no text column {text_key!r}{nearest(text_key, list(row))}")
+            if not isinstance(row.get(text_key), str):
+                hint = nearest(text_key, list(row)) if text_key not in row else " (it holds something else)"
+                raise UserError(f"{spec}: no text column {text_key!r}{hint}")
             yield row[text_key]
     except UserError:
         raise

@@ -28,7 +28,8 @@ class Window:
 
 def windows(n_ids: int, context_length: int, stride: int) -> Iterator[Window]:
     """Every id but the first is a target exactly once. The first window counts all of its targets; each further
-    one moves on by `stride` and counts the new ones alone, so stride = context_length gives disjoint windows."""
+    one moves on by `stride` and counts the new ones alone, so with stride = context_length windows are disjoint, but
+    that the last one looks back for a full context."""
     end = 0
     while end < n_ids - 1:
         first = end

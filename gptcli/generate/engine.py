@@ -56,7 +56,9 @@ class Engine:
 
     # ---- text ------------------------------------------------------------------------------------------------
 
-    def stream(self, prompts: Sequence[str], params: SamplingParams, streams: Sequence[int] | None = None) -> Iterator[tuple[int, str, Completion | None]]:
+    def stream(
+        self, prompts: Sequence[str], params: SamplingParams, streams: Sequence[int] | None = None
+    ) -> Iterator[tuple[int, str, Completion | None]]:
         """(row, new text, its completion when done) as they come; prompts run as one batch.
 
         `streams` numbers the rows' random streams (0, 1, ... by default): the same prompt, number and seed give

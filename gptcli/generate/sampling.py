@@ -65,7 +65,9 @@ def process(logits: Tensor, params: SamplingParams, seen: Tensor | None) -> Tens
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     """One token per row (B,) by inverting the cumulative distribution at `uniforms` (B,), each in [0, 1)."""
     cumulative = logits.softmax(-1, dtype=torch.float32).cumsum(-1)
-    at = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
+    total = cumulative[:, -1:]
+    # a number that rounds to 1 must not fall behind the last token that has any probability
+    at = torch.minimum(uniforms.to(cumulative)[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 

@@ -124,7 +124,12 @@ class GPT(nn.Module):
         scalars = {name: head(x) for name, head in self.scalar_heads.items()}
         if targets is not None:
             logprobs, entropies = token_logprobs(
-                x, self.head_weight, targets, vocab_size=self.vocab_size, temperature=temperature, entropy=entropy
+                x,
+                self.head_weight,
+                targets,
+                vocab_size=self.vocab_size,
+                temperature=temperature,
+                entropy=entropy,
             )
             return Output(None, logprobs, entropies, scalars)
         if last_only:
@@ -144,7 +149,7 @@ class GPT(nn.Module):
     def init_weights(self, seed: int) -> None:
         """N(0, init_std), biases 0, norms 1; the same weights for the same seed on every device."""
         config = self.config
-        residual_std = config.init_std / math.sqrt(2 * config.n_layer) if config.scale_residual_init else config.init_std
+        smaller = {"scaled": 1 / math.sqrt(2 * config.n_layer), "plain": 1.0, "zero": 0.0}[config.residual_init]
         for name, p in self.named_parameters():
             if p.ndim < 2:
                 p.fill_(1.0 if name.endswith("weight") else 0.0)
@@ -154,7 +159,7 @@ class GPT(nn.Module):
             elif name == "wpe.weight" and config.wpe_init_std is not None:
                 std = config.wpe_init_std
             else:
-                std = residual_std if name.endswith("c_proj.weight") else config.init_std
+                std = config.init_std * (smaller if name.endswith("c_proj.weight") else 1.0)
             generator = torch.Generator().manual_seed(derive(seed, f"init {name}"))
             p.copy_(torch.empty(p.shape).normal_(0.0, std, generator=generator))
 

@@ -45,7 +45,13 @@ def token_logprobs(
 class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, vocab_size: int, temperature: float, entropy: bool
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        temperature: float,
+        entropy: bool,
     ) -> tuple[Tensor, Tensor]:
         n = hidden.shape[0]
         row_bytes = 4 * head.shape[0]
@@ -97,7 +103,14 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 grad_hidden[part] = dz @ real_rows
             if ctx.needs_input_grad[1]:
                 grad_head[: ctx.vocab_size] += dz.T @ hidden[part]
-        return grad_hidden, grad_head.to(head.dtype) if ctx.needs_input_grad[1] else None, None, None, None, None
+        return (
+            grad_hidden,
+            grad_head.to(head.dtype) if ctx.needs_input_grad[1] else None,
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def _log_softmax(hidden: Tensor, head: Tensor, vocab_size: int, temperature: float) -> Tensor:

@@ -89,12 +89,18 @@ def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: t
     if micro == "auto":
         ramp = recipe.train.batch_ramp
         per_rank = max(1, rows // runtime.dp_size)
-        smallest = max(1, ramp.start // runtime.dp_size) if ramp and rows == recipe.train.global_batch_size else per_rank
+        smallest = (
+            max(1, ramp.start // runtime.dp_size) if ramp and rows == recipe.train.global_batch_size else per_rank
+        )
         micro = _largest_micro_batch(config, smallest, per_rank, seq_len, runtime, half=dtype != torch.float32)
     else:
         micro = min(micro, max(1, rows // runtime.dp_size))
     return make_plan(
-        recipe, context_length=config.context_length, dp_size=runtime.dp_size, micro_batch_size=micro, on_cpu=on_cpu
+        recipe,
+        context_length=config.context_length,
+        dp_size=runtime.dp_size,
+        micro_batch_size=micro,
+        on_cpu=on_cpu,
     )
 
 
@@ -134,10 +140,10 @@ def open_run_dir(recipe: Recipe, runtime: Runtime, *, resume: bool) -> Path:
 
 def compile_model(model: GPT, recipe: Recipe, say: Callable[[str], None]) -> None:
     """torch.compile in place, so that parameter names stay; without a C++ compiler, say so once and run eager."""
-    if not recipe.train.compile:
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    if not recipe.train.compile or (recipe.train.compile == "auto" and on_cpu):
         return
-    needs_cxx = next(model.parameters()).device.type == "cpu"
-    if needs_cxx and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+    if on_cpu and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
         say("train.compile: no C++ compiler on this machine, so the model runs uncompiled")
         return
     model.compile(dynamic=False)

@@ -23,7 +23,12 @@ from gptcli.train.optim import make_optimizer
 
 
 def run(
-    recipe: Recipe, runtime: Runtime, console: RunConsole, *, resume: Path | None = None, dry_run: bool = False
+    recipe: Recipe,
+    runtime: Runtime,
+    console: RunConsole,
+    *,
+    resume: Path | None = None,
+    dry_run: bool = False,
 ) -> dict[str, Any]:
     """Train and return the summary. `resume` is a run directory whose latest checkpoint to go on from."""
     with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") as scratch:

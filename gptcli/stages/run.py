@@ -65,7 +65,10 @@ class TrainingRun:
         flops = flops_per_token_with_attention(self.model.config, self.plan.seq_len)
         self._speed = Speed(flops, self.runtime.world_size, peak_flops(self.runtime.device))
         self._speed.restart(self.state.tokens_seen)
-        self._began, self._began_at = time.perf_counter(), self.plan.progress(self.state.step, self.state.tokens_seen)
+        self._began, self._began_at = (
+            time.perf_counter(),
+            self.plan.progress(self.state.step, self.state.tokens_seen),
+        )
         self._tokens_before, self._aside = self.state.tokens_seen, 0.0
         try:
             with self.console:
@@ -104,8 +107,8 @@ class TrainingRun:
         loss, expected = self._mean_loss(result), math.log(self.model.vocab_size)
         if abs(loss - expected) > 0.15 * expected:
             self.console.say(
-                f"surprise: the first loss is {loss:.2f}, but a fresh model's should be near ln({self.model.vocab_size}) "
-                f"= {expected:.2f}; look at model.init_std and at the data"
+                f"surprise: the first loss is {loss:.2f}, but a fresh model's should be near "
+                f"ln({self.model.vocab_size}) = {expected:.2f}; look at model.init_std and at the data"
             )
 
     def _mean_loss(self, result: StepResult) -> float:

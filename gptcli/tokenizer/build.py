@@ -71,7 +71,11 @@ def gpt2_from_files(folder: str | Path) -> Tokenizer:
 
 def byte_alphabet() -> list[str]:
     """The printable stand-ins of bytes 0 to 255, in order (GPT-2's bytes_to_unicode)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     shifted = iter(range(BYTES, 2 * BYTES))
     return [chr(b) if b in printable else chr(next(shifted)) for b in range(BYTES)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -60,9 +61,15 @@ def from_path(path: Path) -> Tokenizer:
     return Tokenizer.load(path)
 
 
+@functools.cache
+def gpt2_file() -> Path | None:
+    """OpenAI's tokenizer as a tokenizer.json, from the hub or its local cache."""
+    return hub.fetch("openai-community/gpt2", "tokenizer.json")
+
+
 def _gpt2(texts: Callable[[], Iterable[str]], say: Callable[[str], None]) -> Tokenizer:
     """OpenAI's tokenizer from the hub or its local cache; where neither answers, one of the same size."""
-    file = hub.fetch("openai-community/gpt2", "tokenizer.json")
+    file = gpt2_file()
     if file is None:
         say(
             "tokenizer gpt2: no hub answers, so a byte-level BPE of the same size is trained on the source; for "

@@ -104,16 +104,28 @@ class Tokenizer:
         return self.encode_batch([text], parse_special=parse_special)[0]
 
     def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False) -> list[list[int]]:
-        if self._alphabet is not None:
-            for text in texts:
-                if unknown := set(text) - self._alphabet:
-                    raise UserError(f"character {min(unknown)!r} is not in this character tokenizer's vocabulary")
+        for text in texts:
+            self._check(text, parse_special)
         self.backend.encode_special_tokens = not parse_special
         try:
             encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         finally:
             self.backend.encode_special_tokens = True
         return [e.ids for e in encoded]
+
+    def _check(self, text: str, parse_special: bool) -> None:
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                raise UserError(f"the text holds {text[error.start]!r}, half of a surrogate pair") from None
+        if self._alphabet is None:
+            return
+        if parse_special:
+            for token in self.special.values():
+                text = text.replace(token, "")
+        if unknown := set(text) - self._alphabet:
+            raise UserError(f"character {min(unknown)!r} is not in this character tokenizer's vocabulary")
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
         return self.backend.decode(list(ids), skip_special_tokens=skip_special)
@@ -135,6 +147,8 @@ def _read_roles(file: Path) -> dict[str, str] | None:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a JSON object")
     roles = {}
     for role in ROLES:
         token = config.get(f"{role}_token")

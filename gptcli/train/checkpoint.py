@@ -1,8 +1,8 @@
 """Checkpoints: a model directory plus `training/`. Complete or absent, never half; nothing unpickles.
 
-    RUN/step-000500/                model.safetensors config.json tokenizer.json
-    RUN/step-000500/training/       optimizer.safetensors state.json manifest.json
-    RUN/latest, RUN/best            symlinks to one of them
+RUN/step-000500/                model.safetensors config.json tokenizer.json
+RUN/step-000500/training/       optimizer.safetensors state.json manifest.json
+RUN/latest, RUN/best            symlinks to one of them
 """
 
 from __future__ import annotations

@@ -70,7 +70,17 @@ def train(
             factor = lr_factor(plan, state.step, state.tokens_seen)
             optimizer.set_lr(factor)
             result, signum = train_step(
-                model, optimizer, batches, objective, state.step, plan, runtime, stop, factor, seed=seed, dtype=dtype
+                model,
+                optimizer,
+                batches,
+                objective,
+                state.step,
+                plan,
+                runtime,
+                stop,
+                factor,
+                seed=seed,
+                dtype=dtype,
             )
             state.step += 1
             state.tokens_seen += result.tokens

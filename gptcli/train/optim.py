@@ -72,7 +72,10 @@ def make_optimizer(model: nn.Module, optim: OptimBlock, hidden_matrices: Iterabl
             continue
         embedding = name.startswith(EMBEDDINGS)
         (decay if p.ndim >= 2 and (optim.decay_embeddings or not embedding) else no_decay).append(p)
-    groups = [{"params": decay, "weight_decay": optim.weight_decay}, {"params": no_decay, "weight_decay": 0.0}]
+    groups = [
+        {"params": decay, "weight_decay": optim.weight_decay},
+        {"params": no_decay, "weight_decay": 0.0},
+    ]
     optimizers: list[torch.optim.Optimizer] = []
     if kept := [g for g in groups if g["params"]]:
         fused = all(p.device.type in ("cpu", "cuda") for p in named.values())

@@ -1,0 +1,112 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+# Tiny models are fastest on one thread, and tests that run side by side do not fight for cores.
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real data that lies beside a developer's checkout; a user's clone has none."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data beside this checkout")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests neither read nor fill the user's cache."""
+    monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+TINY = """\
+# a tiny recipe
+run: {{name: tiny, dir: {runs}}}
+model: {{n_layer: 2, n_head: 2, n_embd: 16, context_length: 16, dropout: {dropout}}}
+tokenizer: bytes
+data: {{source: [{source}], val_fraction: 0.1}}
+optim: {{lr: 1.0e-2, warmup_steps: 5}}
+train: {{max_steps: {steps}, global_batch_size: 8, log_every: 1, eval_every: 10, eval_rows: 8, save_every: 10}}
+"""
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A recipe that trains in a second, and the folder it runs in."""
+
+    folder: Path
+    recipe: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "runs" / "tiny"
+
+    def train(self, *overrides: str, **options: Any) -> dict[str, Any]:
+        """Run the real stage in this process; options go to it (resume=...)."""
+        from gptcli.config.load import load_recipe
+        from gptcli.dist.runtime import Runtime
+        from gptcli.stages import pretrain
+        from gptcli.stages.console import RunConsole
+
+        recipe = load_recipe(str(self.recipe), overrides, stage="pretrain")
+        return pretrain.run(recipe, Runtime(), RunConsole(quiet=True), **options)
+
+    def weights(self, run: str = "tiny") -> dict[str, torch.Tensor]:
+        from safetensors.torch import load_file
+
+        return load_file(self.folder / "runs" / run / "latest" / "model.safetensors")
+
+    def metrics(self, run: str = "tiny") -> list[dict[str, Any]]:
+        """Rows of metrics.jsonl without what a clock decides."""
+        lines = (self.folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        timed = ("tokens_per_second", "mfu")
+        return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Tiny:
+    return make_tiny(tmp_path)
+
+
+def make_tiny(folder: Path, *, steps: int = 30, dropout: float = 0.0) -> Tiny:
+    source = folder / "text.txt"
+    source.write_text("".join(f"line {i}: the square of {i} is {i * i}.\n" for i in range(400)))
+    recipe = folder / "tiny.yaml"
+    recipe.write_text(TINY.format(runs=folder / "runs", source=source, steps=steps, dropout=dropout))
+    return Tiny(folder, recipe)
+
+
+def gpt(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = None, **env: str) -> Finished:
+    """Run the real command line in a process of its own, on one thread."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gptcli", *map(str, arguments)],
+        input=stdin if stdin is not None else b"",
+        capture_output=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        timeout=600,
+        check=False,
+    )
+    return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+@dataclass(frozen=True)
+class Finished:
+    code: int
+    out: str
+    err: str

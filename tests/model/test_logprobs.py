@@ -1,0 +1,66 @@
+"""Chunked log-probabilities against the plain computation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gptcli.model import logprobs as lp
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("entropy", [False, True])
+def test_values_and_gradients_equal_autograd(
+    monkeypatch: pytest.MonkeyPatch, kept: bool, temperature: float, entropy: bool
+) -> None:
+    monkeypatch.setattr(lp, "CHUNK_BYTES", 4 * 64 * 5)  # five rows a chunk
+    monkeypatch.setattr(lp, "KEEP_BYTES", 1 << 30 if kept else 0)
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 9, 8, dtype=torch.float32, requires_grad=True)
+    head = torch.randn(64, 8, requires_grad=True)
+    targets = torch.randint(0, 50, (2, 9))
+    targets[0, 3] = targets[1, 8] = lp.IGNORE_INDEX
+    weights, entropy_weights = torch.randn(2, 9), torch.randn(2, 9)
+
+    got, got_entropy = lp.token_logprobs(hidden, head, targets, vocab_size=50, temperature=temperature, entropy=entropy)
+    loss = (got * weights).sum() + ((got_entropy * entropy_weights).sum() if entropy else 0)
+    grads = torch.autograd.grad(loss, (hidden, head))
+
+    full = ((hidden @ head.T)[..., :50] / temperature).log_softmax(-1)
+    picked = full.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != lp.IGNORE_INDEX)
+    expected_entropy = -(full.exp() * full).sum(-1)
+    expected_loss = (picked * weights).sum() + ((expected_entropy * entropy_weights).sum() if entropy else 0)
+    expected = torch.autograd.grad(expected_loss, (hidden, head))
+
+    torch.testing.assert_close(got, picked, atol=1e-5, rtol=1e-5)
+    if entropy:
+        torch.testing.assert_close(got_entropy, expected_entropy, atol=1e-5, rtol=1e-5)
+    for a, b in zip(grads, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+    assert grads[1][50:].abs().max() == 0  # padded rows learn nothing
+
+
+def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lp, "CHUNK_BYTES", 4 * 1024 * 16)
+    monkeypatch.setattr(lp, "KEEP_BYTES", 0)
+    seen: list[int] = []
+    original = lp._log_softmax
+
+    def spy(hidden: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(hidden.shape[0])
+        return original(hidden, *rest)
+
+    monkeypatch.setattr(lp, "_log_softmax", spy)
+    hidden, head = torch.randn(1, 100, 4, requires_grad=True), torch.randn(1024, 4)
+    values, _ = lp.token_logprobs(hidden, head, torch.zeros(1, 100, dtype=torch.long), vocab_size=1024)
+    values.sum().backward()
+    assert max(seen) == 16
+    assert sum(seen) == 200  # forward, and again for the backward
+
+
+def test_entropy_is_at_least_zero_and_at_most_ln_vocab() -> None:
+    hidden, head = torch.randn(2, 7, 8), torch.randn(64, 8)
+    _, entropy = lp.token_logprobs(hidden, head, torch.zeros(2, 7, dtype=torch.long), vocab_size=50, entropy=True)
+    assert (entropy >= 0).all()
+    assert (entropy <= torch.log(torch.tensor(50.0)) + 1e-5).all()
