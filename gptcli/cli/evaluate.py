@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -19,13 +19,13 @@ TASKS = ("perplexity", "compression")
 def evaluate(
     task: Annotated[str, typer.Option("--task", metavar="|".join(TASKS), help="What to measure.")] = "perplexity",
     data: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Option(help="Text: files, folders, globs, -. Left out: the held-out part of the run's own data."),
     ] = None,
     checkpoint: options.Checkpoint = None,
     stride: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Tokens a window moves on; left out: half the context. The context: disjoint."),
+        int | None,
+        typer.Option(min=1, help="Tokens a window moves on; left out: half the context (compression: a quarter)."),
     ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -53,6 +53,8 @@ def evaluate(
         train, texts = texts_of_run(loaded.path)
     if not texts:
         raise UserError(f"{', '.join(data) if data else loaded.path}: no text to measure on")
+    # A compressor looks back as far as it can; for perplexity half a context is the usual price.
+    stride = stride or max(1, loaded.config.context_length // (4 if task == "compression" else 2))
     with _progress(quiet) as advance:
         found = measure(loaded.model, loaded.tokenizer, texts, stride=stride, dtype=loaded.dtype, advance=advance)
     row: dict[str, Any] = {
@@ -63,7 +65,7 @@ def evaluate(
         "tokens": found.tokens,
         "bytes": found.bytes,
         "n": len(texts),
-        "stride": stride or max(1, loaded.config.context_length // 2),
+        "stride": stride,
         "context_length": loaded.config.context_length,
         "checkpoint": str(loaded.path),
         "tokenizer": loaded.tokenizer.hash,
@@ -89,7 +91,8 @@ def texts_of_run(checkpoint: Path) -> tuple[list[str], list[str]]:
     data = load_recipe(str(recipe_file)).data
     if data.path is not None or data.mixture:
         raise UserError(f"{recipe_file}: trained on tokenized data, whose text is not kept; give --data")
-    train, held_out = [], []
+    train: list[str] = []
+    held_out: list[str] = []
     for split, text in corpus_of(data).parts():
         (held_out if split == "val" else train).append(text)
     return train, held_out

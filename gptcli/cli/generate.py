@@ -5,7 +5,7 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
 def generate(
     prompt: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(help="What to continue; left out: stdin (without its last newline), else nothing."),
     ] = None,
     checkpoint: options.Checkpoint = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after this many.")] = 200,
     temperature: Annotated[float, typer.Option(help="Divides the logits; 0: greedy.")] = 1.0,
-    top_k: Annotated[Optional[int], typer.Option(help="Keep the k likeliest tokens.")] = None,  # noqa: UP045
-    top_p: Annotated[Optional[float], typer.Option(help="Keep the likeliest tokens up to this mass.")] = None,  # noqa: UP045
+    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this mass.")] = None,
     min_p: Annotated[
-        Optional[float],  # noqa: UP045
+        float | None,
         typer.Option(help="Drop tokens below this share of the likeliest one's probability."),
     ] = None,
     repetition_penalty: Annotated[float, typer.Option(help="CTRL's penalty on tokens seen; 1: none.")] = 1.0,
-    stop: Annotated[Optional[list[str]], typer.Option(help="End before this text. Repeatable.")] = None,  # noqa: UP045
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="So many different continuations.")] = 1,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text.")] = False,
     echo: Annotated[
-        Optional[bool],  # noqa: UP045
+        bool | None,
         typer.Option("--echo/--no-echo", help="Print the prompt too; left out: on a terminal only."),
     ] = None,
     logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: each token's log-probability.")] = False,
@@ -111,8 +111,6 @@ def _write(text: str) -> None:
     if text:
         sys.stdout.write(text)
         sys.stdout.flush()
-
-    return os.environ
 
 
 def _print_json(engine: Engine, prompt: str, params: SamplingParams, samples: int, logprobs: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +14,7 @@ from gptcli.config.schema import Recipe
 from gptcli.errors import UserError
 
 Resume = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly where its latest checkpoint stands."),
 ]
 Nproc = Annotated[int, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine.")]
@@ -32,7 +32,7 @@ def pretrain(
     seed: options.Seed = None,
     device: options.Device = "auto",
     precision: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--precision", metavar="auto|fp32|bf16", help="Arithmetic; left out: the recipe's."),
     ] = None,
 ) -> None:

@@ -72,11 +72,9 @@ def _type(hint: Any) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": _type(args[1])}
     if hint is type(None):
         return {"type": "null"}
-    return {
-        int: {"type": ["integer", "string"]},
-        float: {"type": ["number", "string"]},
-        bool: {"type": "boolean"},
-    }.get(hint, {"type": ["string", "number"]}).copy()
+    # numbers may be written as 300e9, which YAML reads as text
+    types_of = {int: ["integer", "string"], float: ["number", "string"], bool: "boolean"}
+    return {"type": types_of.get(hint, ["string", "number"])}
 
 
 def _block_of(hint: Any) -> type | None:

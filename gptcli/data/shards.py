@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -198,7 +198,7 @@ def _encode_batch(
     batch: list[tuple[str, str]],
     tokenizer: Tokenizer,
     eot: list[int],
-    files: dict[str, IO[bytes]],
+    files: Mapping[str, IO[bytes]],
     counts: dict[str, _Counts],
 ) -> None:
     dtype = _dtype(tokenizer)

@@ -85,8 +85,8 @@ def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: t
     on_cpu = runtime.device.type == "cpu"
     seq_len = recipe.train.seq_len or config.context_length
     rows = global_batch_size(recipe, on_cpu=on_cpu)
-    micro = recipe.train.micro_batch_size
-    if micro == "auto":
+    wanted = recipe.train.micro_batch_size
+    if wanted == "auto":
         ramp = recipe.train.batch_ramp
         per_rank = max(1, rows // runtime.dp_size)
         smallest = (
@@ -94,7 +94,7 @@ def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: t
         )
         micro = _largest_micro_batch(config, smallest, per_rank, seq_len, runtime, half=dtype != torch.float32)
     else:
-        micro = min(micro, max(1, rows // runtime.dp_size))
+        micro = min(wanted, max(1, rows // runtime.dp_size))
     return make_plan(
         recipe,
         context_length=config.context_length,

@@ -58,7 +58,8 @@ def gpt2_from_files(folder: str | Path) -> Tokenizer:
     try:
         vocab = json.loads((folder / vocab_name).read_text("utf-8"))
         lines = (folder / merges_name).read_text("utf-8").split("\n")
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+        merges = [(left, right) for left, right in pairs]
         backend = _byte_level(models.BPE(vocab=vocab, merges=merges))
     except (ValueError, OSError) as error:
         raise UserError(f"{folder}: {vocab_name} and {merges_name} do not make a BPE ({error})") from error

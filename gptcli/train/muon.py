@@ -11,6 +11,8 @@ from torch import Tensor, nn
 # Quintic Newton-Schulz coefficients of the Muon post: singular values land in about [0.7, 1.2] after five steps.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
+_BATCH_ELEMENTS = 1 << 24  # of one batch of matrices: 64 MiB and a few copies
+
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
     """Replace the singular values of (..., m, n) by about 1.
@@ -44,6 +46,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
+            by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -52,10 +55,16 @@ class Muon(torch.optim.Optimizer):
                     state["momentum"] = torch.zeros_like(p)
                 buffer = state["momentum"].lerp_(p.grad, 1 - momentum)
                 update = p.grad.lerp(buffer, momentum)
-                rows, columns = p.shape
-                if rows == 3 * columns:
-                    update = update.view(3, columns, columns)
-                    rows = columns
-                update = orthogonalize(update).view(p.shape)
                 p.mul_(1 - lr * group["weight_decay"])
-                p.add_(update, alpha=-lr * max(1.0, rows / columns) ** 0.5)
+                parts = 3 if p.shape[0] == 3 * p.shape[1] else 1
+                for part in zip(p.chunk(parts), update.chunk(parts), strict=True):
+                    by_shape.setdefault(part[0].shape, []).append(part)
+            # The layers' matrices of one shape go through the iteration as one batch.
+            for (rows, columns), pairs in by_shape.items():
+                scale = max(1.0, rows / columns) ** 0.5
+                at_once = max(1, _BATCH_ELEMENTS // (rows * columns))
+                for i in range(0, len(pairs), at_once):
+                    batch = pairs[i : i + at_once]
+                    updates = orthogonalize(torch.stack([update for _, update in batch]))
+                    for (p, _), update in zip(batch, updates, strict=True):
+                        p.add_(update, alpha=-lr * scale)

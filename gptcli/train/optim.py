@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Optimizers:
         for optimizer in self._optimizers:
             for p, state in optimizer.state.items():
                 for kind, value in state.items():
-                    out[f"{kind}/{self._names[p]}"] = torch.as_tensor(value)
+                    out[f"{kind}/{self._names[cast(nn.Parameter, p)]}"] = torch.as_tensor(value)
         return out
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
@@ -66,7 +67,8 @@ def make_optimizer(model: nn.Module, optim: OptimBlock, hidden_matrices: Iterabl
     """The recipe's optimizer over the model's trainable parameters."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     hidden = set(hidden_matrices) if optim.name == "muon" else set()
-    decay, no_decay = [], []
+    decay: list[nn.Parameter] = []
+    no_decay: list[nn.Parameter] = []
     for name, p in named.items():
         if name in hidden:
             continue

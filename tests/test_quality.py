@@ -1,0 +1,49 @@
+"""Slow proofs on real text: published losses are reached, the quickstart keeps its promise, poems come out whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import gpt
+
+pytestmark = pytest.mark.slow
+
+
+def test_shakespeare_reaches_nanogpts_published_loss(shared_data: Path, tmp_path: Path) -> None:
+    text = shared_data / "text/tinyshakespeare.txt"
+    done = gpt("pretrain", "-r", "shakespeare-char", "-s", f"data.source=[{text}]", "--json", "-q", cwd=tmp_path)
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
+    assert summary["step"] == 2000
+    assert summary["val_loss"] <= 1.88
+
+
+def test_chinese_poems_train_and_come_out_in_whole_characters(shared_data: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "poems.yaml"
+    recipe.write_text(
+        "model: {n_layer: 2, n_head: 2, n_embd: 64, context_length: 64}\n"
+        f"tokenizer: bpe:2048\ndata: {{source: [{shared_data}/text/song_ci_zh.txt]}}\n"
+        "optim: {name: muon, lr: 5.0e-3}\n"
+        "train: {max_steps: 150, global_batch_size: 16, eval_every: 150, eval_rows: 64}\n"
+    )
+    summary = json.loads(gpt("pretrain", "-r", recipe, "--json", "-q", cwd=tmp_path).out)
+    assert summary["val_loss"] < 6.5  # ln(2048) is 7.6
+    rows = gpt("generate", "", "--samples", "8", "-n", "60", "--seed", "1", "--json", "-q", cwd=tmp_path).out
+    for line in rows.splitlines():
+        text = json.loads(line)["text"]
+        cut_at_the_end = text.rstrip("\ufffd")
+        assert "\ufffd" not in cut_at_the_end
+        assert any("\u4e00" <= c <= "\u9fff" for c in text)
+
+
+def test_the_quickstart_beats_gzip_and_xz_in_time(tmp_path: Path) -> None:
+    started = time.monotonic()
+    done = gpt("pretrain", "-r", "quickstart", "--json", "-q", cwd=tmp_path, OMP_NUM_THREADS="2")
+    assert done.code == 0, done.err
+    row = json.loads(gpt("eval", "--task", "compression", "--json", "-q", cwd=tmp_path, OMP_NUM_THREADS="2").out)
+    assert row["bits_per_byte"] < row["xz_given_training_text"] < row["gzip"]
+    print(json.dumps({**json.loads(done.out), **row, "seconds": round(time.monotonic() - started)}))
