@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 GPT    := $(BIN)/gpt
+# Tiny models are fastest on one thread, and tests side by side do not fight for cores.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help setup quickstart test test-all lint format bench clean
 
@@ -40,10 +42,11 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format .
 
 test: lint
-	$(BIN)/python -m pytest
+	$(PYTEST) -n 2
 
 test-all: lint
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(PYTEST) -n 2 -m "slow or not slow" --ignore tests/test_quality.py
+	$(PYTEST) -m slow -rP tests/test_quality.py
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/train_speed.py

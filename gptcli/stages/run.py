@@ -59,6 +59,7 @@ class TrainingRun:
             self.source.load_state_dict(self.resumed.source)
             self.optimizer.load_state_tensors(self.resumed.optimizer)
         self._val_loss: float | None = None
+        self._saved_step = self.state.step
         self._row: dict[str, Any] = {}
         self._fresh = self.resumed is None and self.recipe.init_from is None
         self._loggers = self._open_loggers()
@@ -94,6 +95,7 @@ class TrainingRun:
                 Every(t.eval_every, self._validate, at_end=t.eval_every > 0),
                 Every(t.log_every, self._log, at_end=t.log_every > 0),
                 Every(t.sample_every, self._sample),
+                Every(1, self._save_best),
                 Every(t.save_every, self._save, at_end=True),
             ],
         )
@@ -167,12 +169,19 @@ class TrainingRun:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.console.say(f"--- sample at step {result.step}\n{completion.prompt}{completion.text}\n---")
 
+    def _save_best(self, result: StepResult) -> None:
+        if self.state.best_step == result.step:
+            self._save(result)
+
     def _save(self, result: StepResult) -> None:
+        if self._saved_step == result.step:
+            return
+        self._saved_step = result.step
         with self._not_training():
             if self.runtime.is_main:
                 best = self.state.best_step == result.step
                 save_checkpoint(self.run_dir, self._training(), self._write_model, best=best)
-                prune(self.run_dir, self.recipe.train.keep_last)
+                prune(self.run_dir, self.recipe.train.save_every, self.recipe.train.keep_last)
             self.runtime.barrier()
 
     def _training(self) -> Training:

@@ -123,7 +123,11 @@ def find_checkpoint(path: str | Path) -> Path:
 def checkpoints(run_dir: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = [p for p in run_dir.iterdir() if STEP_NAME.fullmatch(p.name) and (p / CONFIG).is_file()]
-    return sorted(found, key=lambda p: int(p.name.removeprefix("step-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def newest_checkpoint(runs: Path) -> Path | None:
@@ -132,13 +136,13 @@ def newest_checkpoint(runs: Path) -> Path | None:
     return max(found, key=lambda c: (c / CONFIG).stat().st_mtime_ns, default=None)
 
 
-def prune(run_dir: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` checkpoints and those that `latest` and `best` point to."""
-    if keep_last <= 0:
-        return
-    pointed = {(run_dir / link).resolve() for link in ("latest", "best")}
-    for old in checkpoints(run_dir)[:-keep_last]:
-        if old.resolve() not in pointed:
+def prune(run_dir: Path, save_every: int, keep_last: int) -> None:
+    """Keep what `latest` and `best` point to and every `save_every`-th step, of those the newest `keep_last` (0: all)."""
+    kept = {(run_dir / link).resolve() for link in ("latest", "best")}
+    regular = [c for c in checkpoints(run_dir) if save_every and step_of(c) % save_every == 0]
+    kept |= {c.resolve() for c in regular[-keep_last:]}
+    for old in checkpoints(run_dir):
+        if old.resolve() not in kept:
             shutil.rmtree(old)
 
 

@@ -97,7 +97,8 @@ def test_killed_three_times_and_resumed_equals_left_alone(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "overrides", [(), ("optim.name=muon", "train.micro_batch_size=3", "train.global_batch_size=9")]
+    "overrides",
+    [(), ("optim.name=muon", "train.micro_batch_size=3", "train.global_batch_size=9", "train.save_every=7")],
 )
 def test_killed_ten_times_and_resumed_equals_left_alone(tmp_path: Path, overrides: tuple[str, ...]) -> None:
     kill_and_resume(tmp_path, 10, *overrides)
@@ -183,7 +184,19 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny: Tiny, monkeypatch: pytest.
     assert tiny.metrics()[-1]["step"] == 30
 
 
+def left(tiny: Tiny) -> set[str]:
+    return {p.name for p in tiny.run_dir.glob("step-*")}
+
+
+def test_latest_best_and_every_nth_checkpoint_are_kept(tiny: Tiny) -> None:
+    tiny.train("train.max_steps=31", "train.eval_every=4", "train.save_every=10")
+    pointed = {(tiny.run_dir / link).resolve().name for link in ("latest", "best")}
+    assert left(tiny) == pointed | {"step-000010", "step-000020", "step-000030"}
+    rows = [r for r in tiny.metrics() if "val_loss" in r]
+    best = min(rows, key=lambda r: r["val_loss"])["step"]
+    assert (tiny.run_dir / "best").resolve().name == f"step-{best:06d}"
+
+
 def test_keep_last_prunes_but_never_the_best(tiny: Tiny) -> None:
-    tiny.train("train.keep_last=1", "train.max_steps=60", "train.eval_every=20", "train.save_every=10")
-    left = {p.name for p in tiny.run_dir.glob("step-*")}
-    assert left == {(tiny.run_dir / link).resolve().name for link in ("latest", "best")}
+    tiny.train("train.keep_last=2", "train.max_steps=60", "train.eval_every=60", "train.save_every=10")
+    assert left(tiny) == {"step-000050", "step-000060"}
