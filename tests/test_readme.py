@@ -52,7 +52,7 @@ def test_the_gpt_commands_and_the_notebook_run(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
         assert "Traceback" not in done.stderr
-        assert done.stdout.strip(), command
+        assert (done.stdout + done.stderr).strip(), command
     for code in blocks("python"):
         done = subprocess.run(
             [sys.executable, "-c", code],

@@ -58,9 +58,11 @@ def main() -> NoReturn:
         os.environ["GPT_DEBUG"] = "1"
         sys.argv.remove("--debug")
     try:
-        code = app(standalone_mode=False)
+        _run_verb()
         sys.stdout.flush()
-        _leave(code if isinstance(code, int) else 0)
+        _leave(0)
+    except typer.Exit as end:
+        _leave(end.exit_code)
     except BrokenPipeError:
         # `| head` has seen enough; keep the interpreter from flushing into the closed pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -80,6 +82,15 @@ def main() -> NoReturn:
             raise
         _complain(_translate(error))
         _leave(1)
+
+
+def _run_verb() -> None:
+    """Typer's own entry point would end a closed pipe with status 1, so its command is called directly."""
+    command = typer.main.get_command(app)
+    if "_GPT_COMPLETE" in os.environ:
+        command(prog_name="gpt")  # answers the shell's question and exits
+    with command.make_context("gpt", sys.argv[1:]) as context:
+        command.invoke(context)
 
 
 def _translate(error: Exception) -> Exception:

@@ -16,7 +16,8 @@ BYTES = 256
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = False) -> Tokenizer:
-    """Byte-level BPE with GPT-2's pre-tokenizer; `<|endoftext|>` is the last of the `vocab_size` ids."""
+    """Byte-level BPE with GPT-2's pre-tokenizer; `<|endoftext|>` is the last of at most `vocab_size` ids (a short text
+    has fewer pairs to merge)."""
     if vocab_size < BYTES + 1:
         raise UserError(f"tokenizer bpe:{vocab_size}: a byte-level BPE has at least {BYTES + 1} tokens")
     backend = _byte_level(models.BPE())

@@ -137,7 +137,7 @@ def newest_checkpoint(runs: Path) -> Path | None:
 
 
 def prune(run_dir: Path, save_every: int, keep_last: int) -> None:
-    """Keep what `latest` and `best` point to and every `save_every`-th step, of those the newest `keep_last` (0: all)."""
+    """Keep `latest`, `best` and every `save_every`-th step, of those the newest `keep_last` (0: all)."""
     kept = {(run_dir / link).resolve() for link in ("latest", "best")}
     regular = [c for c in checkpoints(run_dir) if save_every and step_of(c) % save_every == 0]
     kept |= {c.resolve() for c in regular[-keep_last:]}

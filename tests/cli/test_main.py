@@ -242,7 +242,7 @@ def test_tokenize_and_filter_and_train_on_it(tmp_path: Path) -> None:
         (tmp_path / f"{i}.txt").write_text(f"document {i} " * 20)
     row = json.loads(gpt("tokenize", "*.txt", "-o", "tok", "-t", "bpe:300", "--json", cwd=tmp_path).out)
     assert row["documents"] == row["eot_tokens"] == 30
-    assert row["vocab_size"] == 300
+    assert 257 < row["vocab_size"] <= 300  # so little text has few pairs to merge
     ids = gpt("tokenize", "-t", "tok", cwd=tmp_path, stdin="document 7\nété <|endoftext|>\n".encode())
     assert len(ids.out.splitlines()) == 2
     back = gpt("tokenize", "-t", "tok", "--decode", cwd=tmp_path, stdin=ids.out.encode())
