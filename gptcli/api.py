@@ -35,7 +35,7 @@ class LoadedModel:
 
     def __init__(self, path: Path, model: GPT, tokenizer: Tokenizer | None, dtype: torch.dtype) -> None:
         self.path, self.model, self.dtype = path, model, dtype
-        self.engine = Engine(model, tokenizer)
+        self.engine = Engine(model, tokenizer, dtype=dtype)
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> LoadedModel:
@@ -43,7 +43,7 @@ class LoadedModel:
         place = pick_device(device)
         dtype = pick_precision(precision, place)
         folder = open_model_dir(find_checkpoint(path))
-        return cls(folder.path, load_model(folder, device=place), folder.tokenizer, dtype)
+        return cls(folder.path, load_model(folder, device=place, dtype=dtype), folder.tokenizer, dtype)
 
     @property
     def config(self) -> ModelConfig:

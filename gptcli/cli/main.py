@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import NoReturn
 
 import typer
 
@@ -17,7 +17,10 @@ from gptcli.cli.recipes import recipes
 from gptcli.cli.tokenize import tokenize
 from gptcli.errors import GptError, UserError
 
-HELP = "The whole life of a GPT from one command line: tokenize, pretrain, generate, evaluate."
+HELP = """The whole life of a GPT from one command line: tokenize, pretrain, generate, evaluate.
+
+--version shows the version; --debug, anywhere, shows the traceback of an error.
+"""
 
 app = typer.Typer(
     name="gpt",
@@ -35,26 +38,13 @@ app.command()(plan)
 app.add_typer(recipes, name="recipes")
 
 
-def _show_version(value: bool) -> None:
-    if value:
-        typer.echo(f"gpt {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def root(
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    if debug:
-        os.environ["GPT_DEBUG"] = "1"
-
-
 def main() -> NoReturn:
     """Run the command line; exits 0 done, 1 failed, 2 the user's mistake, 128 + signal when stopped."""
-    if "--debug" in sys.argv[1:]:  # before or after the verb
+    # These two are not Typer options: options before the verb make it import pydantic, which doubles each start.
+    if sys.argv[1:] == ["--version"]:
+        print(f"gpt {__version__}")
+        _leave(0)
+    if "--debug" in sys.argv[1:]:
         os.environ["GPT_DEBUG"] = "1"
         sys.argv.remove("--debug")
     try:

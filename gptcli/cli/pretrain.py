@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gptcli.cli import options
 from gptcli.cli.launch import end_with_parent, is_worker, launch
-from gptcli.config.schema import Recipe
 from gptcli.errors import UserError
+
+if TYPE_CHECKING:
+    from gptcli.config.schema import Recipe
 
 Resume = Annotated[
     Path | None,

@@ -179,6 +179,12 @@ def test_generate_writes_text_alone_to_a_pipe(trained: Path) -> None:
     assert gpt("generate", "line 7", "-n", "40", "-q", "--echo", "--seed", "3", cwd=trained).out == "line 7" + one.out
 
 
+def test_generate_in_bf16(trained: Path) -> None:
+    done = gpt("generate", "line 7", "--seed", "3", "-n", "10", "-q", "--precision", "bf16", cwd=trained)
+    assert done.code == 0, done.err
+    assert done.out.strip()
+
+
 def test_a_closed_pipe_ends_quietly(trained: Path) -> None:
     command = f"echo 'line 1' | {sys.executable} -m gptcli generate -n 3000 --ignore-eos -q | head -c 20"
     done = subprocess.run(
