@@ -28,19 +28,7 @@ def main() -> int:
     print("\nHow well does it know Python? A better predictor is a better compressor.")
     gpt("eval", "--checkpoint", str(RUN), "--task", "compression")
     print("\nA sample:")
-    gpt(
-        "generate",
-        "def ",
-        "--checkpoint",
-        str(RUN),
-        "--top-p",
-        "0.9",
-        "--temperature",
-        "0.8",
-        "--seed",
-        "1",
-        "--echo",
-    )
+    gpt("generate", "def main", "--checkpoint", str(RUN), "--top-p", "0.9", "--seed", "2", "--echo")
     print(f"\n{time.monotonic() - started:.0f} seconds. Try next:")
     print("  " + short("generate", "class Stack:", "--top-p", "0.9"))
     print("  " + short("eval", "--task", "perplexity", "--data", "README.md"))
