@@ -69,14 +69,12 @@ def save_checkpoint(run_dir: Path, training: Training, write_model: Callable[[Pa
         if best:
             _point(run_dir / "best", name)
         _sync(run_dir)
-    except OSError as error:
+    except Exception as error:  # a full disk is an OSError here, and safetensors' own error there
         shutil.rmtree(work, ignore_errors=True)
         last = run_dir / "latest"
         kept = f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
-        raise GptError(f"{run_dir / name}: cannot save ({error.strerror or error}); {kept}") from error
-    except Exception as error:  # safetensors reports a full disk as its own error
-        shutil.rmtree(work, ignore_errors=True)
-        raise GptError(f"{run_dir / name}: cannot save ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise GptError(f"{run_dir / name}: cannot save ({reason}); {kept}") from error
     return target
 
 
