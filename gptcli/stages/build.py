@@ -38,7 +38,7 @@ def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     return config
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, micro_rows: int = 1) -> GPT:
+def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime) -> GPT:
     """A fresh model from the recipe's seed, or one that starts from other weights (init_from)."""
     if recipe.init_from is not None:
         folder = open_model_dir(find_checkpoint(recipe.init_from))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,10 +215,12 @@ class TrainingRun:
             if isinstance(logger, MetricsFile):
                 logger.close()
 
-    def _not_training(self) -> _Aside:
-        return _Aside(self._add_aside)
-
-    def _add_aside(self, seconds: float) -> None:
+    @contextlib.contextmanager
+    def _not_training(self) -> Iterator[None]:
+        """Time spent here is left out of the throughput."""
+        start = time.perf_counter()
+        yield
+        seconds = time.perf_counter() - start
         self._aside += seconds
         self._speed.skip(seconds)
 
@@ -250,19 +253,6 @@ class TrainingRun:
         if self.console.console.is_terminal:
             for line in braille_chart([r["loss"] for r in rows]):
                 self.console.say(line)
-
-
-class _Aside:
-    """Times what is not training, so that throughput counts training alone."""
-
-    def __init__(self, report: Callable[[float], None]) -> None:
-        self._report = report
-
-    def __enter__(self) -> None:
-        self._start = time.perf_counter()
-
-    def __exit__(self, *exc: object) -> None:
-        self._report(time.perf_counter() - self._start)
 
 
 def _inside(path: Path) -> bool:
