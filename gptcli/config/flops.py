@@ -16,8 +16,10 @@ def params_by_part(m: ModelConfig) -> dict[str, int]:
     assert m.vocab_size is not None
     d, bias = m.n_embd, int(m.bias)
     norm = d * (1 + (bias if m.norm == "layernorm" else 0))
-    attention = d * 3 * d + 3 * d * bias + d * d + d * bias
-    mlp = 2 * d * m.inner + (m.inner + d) * bias
+    qkv = (m.n_head + 2 * m.kv_heads) * m.head_dim
+    attention = d * qkv + qkv * int(m.has_qkv_bias) + d * d + d * bias
+    up = m.inner * (2 if m.activation == "swiglu" else 1)
+    mlp = d * up + m.inner * d + (up + d) * bias
     parts = {
         "token_embedding": m.vocab_size * d,
         "position_embedding": m.context_length * d if m.position == "learned" else 0,

@@ -22,32 +22,52 @@ def key(default: Any, help: str, **checks: Any) -> Any:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """Rotary angles of a model whose context was stretched after, or late in, its training."""
+
+    kind: Literal["linear", "llama3"] = key(
+        "linear", "linear: every position is divided by factor; llama3: only slow frequencies are"
+    )
+    factor: float = key(..., "how many times longer the context became", ge=1)
+    low_freq_factor: float = key(1.0, "llama3: waves longer than original_context_length / this are divided", gt=0)
+    high_freq_factor: float = key(4.0, "llama3: waves shorter than original_context_length / this stay", gt=0)
+    original_context_length: int = key(8192, "llama3: the context before stretching", ge=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The shape of a decoder-only transformer. GPT-1, GPT-2 and GPT-3 differ only in these values."""
+    """The shape of a decoder-only transformer. GPT-1, 2 and 3, GPT-Neo and Llama differ only in these values."""
 
     n_layer: int = key(..., "transformer blocks", ge=1)
     n_head: int = key(..., "attention heads; must divide n_embd", ge=1)
+    n_kv_head: int | None = key(None, "heads of keys and values, shared by groups of n_head; left out: n_head", ge=1)
     n_embd: int = key(..., "width of the residual stream", ge=1)
     context_length: int = key(..., "most tokens the model can look at", ge=1)
     vocab_size: int | None = key(None, "tokens in the vocabulary; left out: the tokenizer's", ge=1)
-    n_inner: int | None = key(None, "width of the MLP; left out: 4 x n_embd", ge=1)
+    n_inner: int | None = key(None, "width of the MLP; left out: 4 x n_embd (swiglu: 8/3 x, up to a 64)", ge=1)
     dropout: float = key(0.0, "dropout on embeddings, attention and residuals", ge=0, lt=1)
     norm_position: Literal["pre", "post"] = key("pre", "pre: GPT-2 and 3, with a final norm; post: GPT-1, without")
     norm: Literal["layernorm", "rmsnorm"] = key("layernorm", "kind of normalisation")
     norm_eps: float = key(1e-5, "added to the variance before its root", gt=0)
-    activation: Literal["gelu_tanh", "gelu", "relu", "relu2"] = key(
-        "gelu_tanh", "the MLP's nonlinearity; GPT-1 to 3 use the tanh form of GELU"
+    activation: Literal["gelu_tanh", "gelu", "relu", "relu2", "swiglu"] = key(
+        "gelu_tanh", "the MLP's nonlinearity; GPT-1 to 3 use the tanh form of GELU; swiglu is gated, as in Llama"
     )
-    position: Literal["learned", "rope", "none"] = key("learned", "how positions enter the model")
+    position: Literal["learned", "sinusoidal", "rope", "alibi", "none"] = key(
+        "learned", "how positions enter the model"
+    )
     rope_theta: float = key(10000.0, "base of the rotary frequencies (position: rope)", gt=0)
+    rope_scaling: RopeScaling | None = key(None, "stretching of the rotary angles (position: rope)")
     attention_pattern: Literal["dense", "banded", "alternating"] = key(
         "dense",
         "banded: each token sees the last band_width; alternating: dense, banded, dense, ... as GPT-3",
     )
     band_width: int | None = key(None, "tokens a banded layer looks back at, itself included", ge=1)
+    scale_attention: bool = key(True, "divide attention scores by sqrt(head width); GPT-Neo does not")
     qk_norm: bool = key(False, "normalise queries and keys to unit RMS before attention")
     bias: bool = key(True, "biases in linear and norm layers")
+    qkv_bias: bool | None = key(None, "biases of queries, keys and values; left out: as bias; GPT-Neo has none")
     tie_embeddings: bool = key(True, "the output head is the token embedding")
+    init: Literal["normal", "uniform"] = key("normal", "shape of the initial weights' distribution")
     init_std: float = key(0.02, "standard deviation of the initial weights", gt=0)
     wpe_init_std: float | None = key(None, "the same for learned positions; left out: init_std", gt=0)
     residual_init: Literal["scaled", "plain", "zero"] = key(
@@ -59,7 +79,18 @@ class ModelConfig:
 
     @property
     def inner(self) -> int:
+        """Width of the MLP. A gated one has three matrices instead of two, so two thirds give the same size."""
+        if self.activation == "swiglu":
+            return self.n_inner or -(-8 * self.n_embd // (3 * 64)) * 64
         return self.n_inner or 4 * self.n_embd
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def has_qkv_bias(self) -> bool:
+        return self.bias if self.qkv_bias is None else self.qkv_bias
 
     @property
     def head_dim(self) -> int:
@@ -243,6 +274,9 @@ class Recipe:
     stage: str = key("pretrain", "the verb that this recipe is for")
     run: RunBlock = key(RunBlock(), "name, place and seed")
     init_from: str | None = key(None, "a checkpoint whose weights to start from, instead of model")
+    context_length: int | None = key(
+        None, "with init_from: stretch its context to this many tokens (model/extend.py says how)", ge=1
+    )
     model: ModelConfig | None = key(None, "the shape of a new model")
     tokenizer: str | None = key(None, "gpt2 | bytes | char | bpe:SIZE | PATH; with init_from: the checkpoint's")
     data: DataBlock = key(DataBlock(), "what to train on")

@@ -10,6 +10,8 @@ def validate(recipe: Recipe, where: str) -> None:
     """Raises UserError, one line, for the first contradiction found."""
     if (recipe.model is None) == (recipe.init_from is None):
         raise UserError(f"{where}: model, init_from: give exactly one of them")
+    if recipe.context_length is not None and recipe.init_from is None:
+        raise UserError(f"{where}: context_length: belongs to init_from; a new model's is model.context_length")
     if recipe.tokenizer is None and recipe.model is not None and recipe.data.path is None and not recipe.data.mixture:
         raise UserError(f"{where}: tokenizer: missing (gpt2 | bytes | char | bpe:SIZE | a path)")
     for problem in (
@@ -39,8 +41,12 @@ def _model_problem(m: ModelConfig | None) -> str | None:
         return "model.band_width: has no meaning with attention_pattern: dense"
     if m.position == "rope" and m.head_dim % 2:
         return f"model.position: rope needs an even head width, not {m.head_dim}"
-    if m.norm == "rmsnorm" and m.norm_position == "post":
-        return "model.norm: post-norm blocks are GPT-1's and use layernorm"
+    if m.n_head % m.kv_heads:
+        return f"model.n_kv_head: {m.kv_heads} does not divide n_head {m.n_head}"
+    if m.rope_scaling is not None and m.position != "rope":
+        return f"model.rope_scaling: has no meaning with position: {m.position}"
+    if m.position == "sinusoidal" and m.n_embd % 2:
+        return f"model.position: sinusoidal needs an even n_embd, not {m.n_embd}"
     if any(width < 1 for width in m.scalar_heads.values()):
         return "model.scalar_heads: each width must be at least 1"
     return None

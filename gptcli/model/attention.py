@@ -1,4 +1,4 @@
-"""Causal self-attention, dense or locally banded, with or without a cache."""
+"""Causal self-attention, dense or locally banded, with heads that may share keys, with or without a cache."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from torch import Tensor, nn
 
 from gptcli.config.schema import ModelConfig
 from gptcli.model.kv_cache import CacheStep, KVCache
+from gptcli.model.positions import alibi_slopes, rotate
 
 
 @dataclass(frozen=True)
 class Visibility:
     """Which keys each query may see, made once per forward and shared by the layers.
 
-    A mask is (B or 1, 1, T, S), True = visible; None means plain causal (or, for one cached token, everything).
+    A mask is (B or 1, 1, T, S), True = visible; with ALiBi it is (B or 1, H, T, S), added to the scores. None means
+    plain causal (or, for one cached token, everything).
     """
 
     dense: Tensor | None
@@ -36,6 +38,8 @@ def visibility(
         dense_is_plain = step.uniform and (T == 1 or step.start == 0)
     else:
         dense_is_plain = attention_mask is None and document_ids is None
+    alibi = config.position == "alibi"
+    dense_is_plain = dense_is_plain and not alibi
     if dense_is_plain and config.band_width is None:
         return Visibility(None, None, is_causal=T > 1)
     if step is not None:
@@ -55,18 +59,25 @@ def visibility(
     if config.band_width is not None:
         banded = (allowed & (keys > queries - config.band_width))[:, None]
     dense = None if dense_is_plain else allowed[:, None]
+    if alibi:
+        distance = (queries - keys)[:, None].to(torch.float32)  # (B or 1, 1, T, S)
+        bias = -alibi_slopes(config.n_head, device=device)[:, None, None] * distance
+        dense, banded = (None if m is None else bias.masked_fill(~m, -torch.inf) for m in (dense, banded))
     return Visibility(dense, banded, is_causal=dense_is_plain and T > 1)
 
 
 class Attention(nn.Module):
-    """Multi-head attention, "Attention Is All You Need", section 3.2."""
+    """Multi-head attention ("Attention Is All You Need", section 3.2), keys and values shared by groups of heads
+    where n_kv_head says so (Ainslie et al. 2023)."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.n_head, self.head_dim = layer, config.n_head, config.head_dim
+        self.layer, self.n_head, self.kv_heads, self.head_dim = layer, config.n_head, config.kv_heads, config.head_dim
         self.banded = config.is_banded(layer)
         self.qk_norm, self.dropout = config.qk_norm, config.dropout
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.scale = None if config.scale_attention else 1.0
+        width = (config.n_head + 2 * config.kv_heads) * config.head_dim  # rows of c_attn: queries, keys, values
+        self.c_attn = nn.Linear(config.n_embd, width, bias=config.has_qkv_bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(
@@ -78,8 +89,8 @@ class Attention(nn.Module):
         step: CacheStep | None,
     ) -> Tensor:
         B, T, C = x.shape
-        qkv = self.c_attn(x).view(B, T, 3, self.n_head, self.head_dim)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D)
+        qkv = self.c_attn(x).view(B, T, -1, self.head_dim).transpose(1, 2)
+        q, k, v = qkv.split([self.n_head, self.kv_heads, self.kv_heads], dim=1)  # (B, H or kv heads, T, D)
         if self.qk_norm:
             q, k = F.rms_norm(q, (self.head_dim,)), F.rms_norm(k, (self.head_dim,))
         if rotary is not None:
@@ -88,6 +99,8 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v, step)
             q = q.to(k.dtype)
         mask = see.banded if self.banded else see.dense
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(q.dtype)
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -95,19 +108,8 @@ class Attention(nn.Module):
             attn_mask=mask,
             is_causal=see.is_causal and mask is None,
             dropout_p=self.dropout if self.training else 0.0,
+            scale=self.scale,
+            enable_gqa=self.kv_heads != self.n_head,
         )
         y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)
         return F.dropout(self.c_proj(y), self.dropout, self.training)
-
-
-def rotary_angles(config: ModelConfig, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (B or 1, 1, T, D/2) of RoPE (Su et al. 2021, section 3.2)."""
-    half = torch.arange(0, config.head_dim, 2, device=position_ids.device, dtype=torch.float32)
-    angles = position_ids[:, None, :, None].float() * config.rope_theta ** (-half / config.head_dim)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + D/2]) of (B, H, T, D) by their position's angles."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(x.dtype)

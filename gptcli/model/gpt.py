@@ -1,4 +1,4 @@
-"""A decoder-only transformer. GPT-1, GPT-2 and GPT-3 are this module with different configs.
+"""A decoder-only transformer. GPT-1, 2 and 3, GPT-Neo and Llama are this module with different configs.
 
 Shapes: B rows, T tokens, C = n_embd, H heads, D = C / H, V = vocab_size. S: keys a query can see.
 Modules carry GPT-2's names, so that its checkpoints load by name.
@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.config.schema import ModelConfig
-from gptcli.model.attention import Attention, Visibility, rotary_angles, visibility
+from gptcli.model.attention import Attention, Visibility, visibility
 from gptcli.model.kv_cache import CacheStep, KVCache
 from gptcli.model.logprobs import token_logprobs
+from gptcli.model.positions import default_positions, rotary_angles, sinusoids
 from gptcli.randomness import derive
 
 
@@ -33,7 +34,8 @@ class MLP(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation, self.dropout = config.activation, config.dropout
-        self.c_fc = nn.Linear(config.n_embd, config.inner, bias=config.bias)
+        gated = 2 if config.activation == "swiglu" else 1  # rows of c_fc: gate, then up
+        self.c_fc = nn.Linear(config.n_embd, gated * config.inner, bias=config.bias)
         self.c_proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -111,6 +113,8 @@ class GPT(nn.Module):
         x = self.wte(tokens)  # (B, T, C)
         if self.wpe is not None:
             x = x + self.wpe(position_ids)
+        elif self.config.position == "sinusoidal":
+            x = x * math.sqrt(x.shape[-1]) + sinusoids(self.config, position_ids).to(x.dtype)
         if self.wse is not None and segment_ids is not None:
             x = x + self.wse(segment_ids)
         x = F.dropout(x, self.config.dropout, self.training)
@@ -147,7 +151,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """N(0, init_std), biases 0, norms 1; the same weights for the same seed on every device."""
+        """Mean 0 and std init_std, biases 0, norms 1; the same weights for the same seed on every device."""
         config = self.config
         smaller = {"scaled": 1 / math.sqrt(2 * config.n_layer), "plain": 1.0, "zero": 0.0}[config.residual_init]
         for name, p in self.named_parameters():
@@ -161,7 +165,11 @@ class GPT(nn.Module):
             else:
                 std = config.init_std * (smaller if name.endswith("c_proj.weight") else 1.0)
             generator = torch.Generator().manual_seed(derive(seed, f"init {name}"))
-            p.copy_(torch.empty(p.shape).normal_(0.0, std, generator=generator))
+            fresh = torch.empty(p.shape)
+            if config.init == "uniform":
+                p.copy_(fresh.uniform_(-std * math.sqrt(3), std * math.sqrt(3), generator=generator))
+            else:
+                p.copy_(fresh.normal_(0.0, std, generator=generator))
 
 
 def make_norm(config: ModelConfig) -> nn.Module:
@@ -171,27 +179,14 @@ def make_norm(config: ModelConfig) -> nn.Module:
 
 
 def activate(x: Tensor, kind: str) -> Tensor:
+    if kind == "swiglu":
+        gate, up = x.chunk(2, dim=-1)
+        return F.silu(gate) * up
     if kind == "relu":
         return F.relu(x)
     if kind == "relu2":
         return F.relu(x).square()
     return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
-
-
-def default_positions(
-    tokens: Tensor, attention_mask: Tensor | None, document_ids: Tensor | None, step: CacheStep | None
-) -> Tensor:
-    """(B or 1, T): cached tokens continue their row; padding does not count; each document starts at 0."""
-    if step is not None:
-        return step.slots
-    if attention_mask is not None:
-        return (attention_mask.long().cumsum(1) - 1).clamp(min=0)
-    index = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    if document_ids is None:
-        return index
-    first = torch.ones_like(document_ids, dtype=torch.bool)
-    first[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return index - torch.where(first, index, 0).cummax(1).values
 
 
 def last_real(x: Tensor, attention_mask: Tensor | None) -> Tensor:

@@ -27,7 +27,7 @@ class CacheStep:
 
 
 class KVCache:
-    """Room for `capacity` tokens in each of `batch` rows; (B, H, capacity + 1, D) per layer and kind.
+    """Room for `capacity` tokens in each of `batch` rows; (B, kv heads, capacity + 1, D) per layer and kind.
 
     The slot after the last is where padding is thrown.
     """
@@ -41,7 +41,7 @@ class KVCache:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        shape = (batch, config.n_head, capacity + 1, config.head_dim)
+        shape = (batch, config.kv_heads, capacity + 1, config.head_dim)
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.capacity = capacity

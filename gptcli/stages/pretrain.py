@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ def run(
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Train and return the summary. `resume` is a run directory whose latest checkpoint to go on from."""
-    with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") as scratch:
-        data = _open_data(recipe, runtime, console, cache=Path(scratch) if dry_run else None)
+    with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") if dry_run else nullcontext() as scratch:
+        data = _open_data(recipe, runtime, console, cache=Path(scratch) if scratch else None)
         resumed: Training | None = None
         if resume is not None:
             checkpoint = find_checkpoint(resume)
@@ -53,7 +54,7 @@ def run(
         held_out = _held_out(data, recipe, runtime, plan.seq_len, plan.micro_batch_size)
         compile_model(model, recipe, console.say)
         optimizer = make_optimizer(model, recipe.optim, model.hidden_matrices())
-        run_dir = Path(scratch) if dry_run else open_run_dir(recipe, runtime, resume=resume is not None)
+        run_dir = Path(scratch) if scratch else open_run_dir(recipe, runtime, resume=resume is not None)
         training = TrainingRun(
             recipe=recipe,
             runtime=runtime,

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptcli.config.schema import ModelConfig
+from gptcli.config.flops import count_params
+from gptcli.config.schema import ModelConfig, RopeScaling
 from gptcli.model import GPT, KVCache
 
 SHAPES = {
@@ -19,6 +20,17 @@ SHAPES = {
     "gpt3": {"attention_pattern": "alternating", "band_width": 3},
     "banded": {"attention_pattern": "banded", "band_width": 2, "activation": "relu"},
     "modern": {"position": "rope", "norm": "rmsnorm", "qk_norm": True, "bias": False, "activation": "relu2"},
+    "llama": {
+        "position": "rope",
+        "norm": "rmsnorm",
+        "bias": False,
+        "activation": "swiglu",
+        "n_kv_head": 1,
+        "rope_scaling": RopeScaling(kind="llama3", factor=4.0, original_context_length=8),
+    },
+    "neo": {"attention_pattern": "alternating", "band_width": 4, "qkv_bias": False, "scale_attention": False},
+    "alibi": {"position": "alibi", "attention_pattern": "alternating", "band_width": 5, "init": "uniform"},
+    "sinusoidal": {"position": "sinusoidal", "norm": "rmsnorm", "norm_position": "post"},
     "untied": {"tie_embeddings": False, "n_segment": 2, "activation": "gelu", "position": "none"},
 }
 
@@ -179,6 +191,19 @@ def test_initialisation_is_derived_from_the_seed_and_scaled() -> None:
     assert one.wpe.weight.std().item() == pytest.approx(0.01, rel=0.05)
     projections = torch.cat([block.mlp.c_proj.weight.flatten() for block in one.h])
     assert projections.std().item() == pytest.approx(0.02 / math.sqrt(16), rel=0.03)
+
+
+def test_uniform_initialisation_has_the_same_spread() -> None:
+    model = GPT(ModelConfig(n_layer=1, n_head=2, n_embd=64, context_length=8, vocab_size=512, init="uniform"))
+    model.init_weights(1)
+    assert model.wte.weight.std().item() == pytest.approx(0.02, rel=0.03)
+    assert model.wte.weight.abs().max().item() <= 0.02 * math.sqrt(3)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_parameters_are_counted_by_formula(name: str) -> None:
+    model = make(name, vocab_pad_multiple=1, n_inner=24)
+    assert count_params(model.config) == sum(p.numel() for p in model.parameters())
 
 
 def test_tied_head_has_no_tensor_and_untied_has() -> None:
