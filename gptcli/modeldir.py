@@ -40,8 +40,7 @@ class ModelDir:
 
 def save_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer | None) -> None:
     """Write a model directory's files into `folder`, which exists. The weights are named as GPT's parameters."""
-    plain = {name: t.detach().cpu().contiguous() for name, t in weights.items()}
-    save_file(plain, folder / WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / WEIGHTS, weights)
     tree = {"format": "gptcli", "format_version": FORMAT_VERSION, **to_tree(config)}
     (folder / CONFIG).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
     if tokenizer is not None:
@@ -93,11 +92,26 @@ def open_model_dir(folder: str | Path) -> ModelDir:
 
 def load_model(folder: ModelDir, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
     """The model in eval mode."""
-    weights = read_weights(folder.path, folder.config)
+    return model_of(folder.config, read_weights(folder.path, folder.config), device=device, dtype=dtype)
+
+
+def model_of(
+    config: ModelConfig,
+    weights: Mapping[str, Tensor],
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> GPT:
+    """A model in eval mode from weights by name."""
     with torch.device("meta"):
-        model = GPT(folder.config)
+        model = GPT(config)
     model.load_state_dict({n: t.to(device=device, dtype=dtype) for n, t in weights.items()}, assign=True)
     return model.eval()
+
+
+def write_tensors(file: Path, tensors: Mapping[str, Tensor]) -> None:
+    plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    save_file(plain, file, metadata={"format": "pt"})
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -91,7 +91,9 @@ def make_tiny(folder: Path, *, steps: int = 30, dropout: float = 0.0) -> Tiny:
     return Tiny(folder, recipe)
 
 
-def gpt(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = None, **env: str) -> Finished:
+def gpt(
+    *arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = None, timeout: float = 600, **env: str
+) -> Finished:
     """Run the real command line in a process of its own, on one thread."""
     done = subprocess.run(
         [sys.executable, "-m", "gptcli", *map(str, arguments)],
@@ -99,7 +101,7 @@ def gpt(*arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = N
         capture_output=True,
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        timeout=600,
+        timeout=timeout,
         check=False,
     )
     return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())

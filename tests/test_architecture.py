@@ -9,10 +9,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "gptcli"
 FLOORS = {
-    "errors": 0, "randomness": 0, "config": 0,
+    "errors": 0, "files": 0, "randomness": 0, "config": 0,
     "hub": 1, "tokenizer": 1, "model": 1, "contracts": 1,
     "modeldir": 2, "dist": 2, "data": 2, "generate": 2,
-    "train": 3,
+    "train": 3, "exchange": 3,
     "eval": 4,
     "stages": 5, "api": 5,
     "cli": 6,

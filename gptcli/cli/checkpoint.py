@@ -13,14 +13,21 @@ if TYPE_CHECKING:
 
 
 def open_checkpoint(path: Path | None, *, device: str, precision: str, quiet: bool) -> LoadedModel:
-    """The named checkpoint, else the newest under ./runs, whose name goes to stderr."""
+    """The named checkpoint's model, else the newest's under ./runs."""
     from gptcli.api import LoadedModel
-    from gptcli.train.checkpoint import newest_checkpoint
 
-    if path is None:
-        path = newest_checkpoint(Path("runs"))
-        if path is None:
-            raise UserError("no checkpoint: ./runs holds none; name one with -c, or train one with `gpt pretrain`")
-        if not quiet:
-            print(f"gpt: using {path}", file=sys.stderr)
-    return LoadedModel.open(path, device=device, precision=precision)
+    return LoadedModel.open(pick_checkpoint(path, quiet=quiet), device=device, precision=precision)
+
+
+def pick_checkpoint(path: Path | None, *, quiet: bool) -> Path:
+    """The named checkpoint, else the newest under ./runs, whose name goes to stderr."""
+    from gptcli.train.checkpoint import find_checkpoint, newest_checkpoint
+
+    if path is not None:
+        return find_checkpoint(path)
+    newest = newest_checkpoint(Path("runs"))
+    if newest is None:
+        raise UserError("no checkpoint: ./runs holds none; name one with -c, or train one with `gpt pretrain`")
+    if not quiet:
+        print(f"gpt: using {newest}", file=sys.stderr)
+    return newest

@@ -10,6 +10,7 @@ import typer
 
 from gptcli import __version__
 from gptcli.cli.evaluate import evaluate
+from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
 from gptcli.cli.plan import plan
 from gptcli.cli.pretrain import pretrain
@@ -35,6 +36,8 @@ app.command()(pretrain)
 app.command()(generate)
 app.command("eval")(evaluate)
 app.command()(plan)
+app.command("import")(import_)
+app.command()(export)
 app.add_typer(recipes, name="recipes")
 
 

@@ -66,7 +66,7 @@ class Engine:
         """
         tokenizer = self._require_tokenizer()
         encoded = [self.encode_prompt(prompt) for prompt in prompts]
-        texts = [TextStream(tokenizer, params.stop) for _ in prompts]
+        texts = [TextStream(tokenizer, params.stop, context=ids) for ids in encoded]
         done = [Completion(prompt) for prompt in prompts]
         stopped: set[int] = set()
         for token in self.tokens(encoded, params, streams, stopped=stopped):
@@ -97,14 +97,15 @@ class Engine:
         return [c for c in out if c is not None]
 
     def encode_prompt(self, prompt: str) -> list[int]:
-        """A prompt's ids; an empty one begins a document, that is, follows an end-of-text (or bos) token."""
+        """A prompt's ids, after bos where the tokenizer's files say so; an empty one begins a document, that is,
+        follows bos or end-of-text. Raises UserError where nothing marks a beginning."""
         tokenizer = self._require_tokenizer()
-        if ids := tokenizer.encode(prompt):
+        ids = tokenizer.encode(prompt)
+        if ids and not tokenizer.adds_bos:
             return ids
-        start = tokenizer.bos_id if tokenizer.bos_id is not None else tokenizer.eos_id
-        if start is None:
+        if tokenizer.start_id is None:
             raise UserError("the prompt is empty, and this tokenizer names no token that begins a text")
-        return [start]
+        return [tokenizer.start_id, *ids]
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

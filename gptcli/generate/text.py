@@ -10,8 +10,8 @@ from gptcli.tokenizer import StreamDecoder, Tokenizer
 class TextStream:
     """Feeds on tokens, gives text. Held back: half characters, and an end that may begin a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._decoder = StreamDecoder(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), *, context: Sequence[int] = ()) -> None:
+        self._decoder = StreamDecoder(tokenizer, context=context)
         self._stop = [s for s in stop if s]
         self._held = ""
         self.text = ""

@@ -17,7 +17,8 @@ from gptcli.config.schema import ModelConfig, Recipe
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.model import GPT
-from gptcli.modeldir import load_model, open_model_dir
+from gptcli.model.extend import extend_context
+from gptcli.modeldir import model_of, open_model_dir, read_weights
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import find_checkpoint, remove_unfinished
 
@@ -38,17 +39,10 @@ def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     return config
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime) -> GPT:
+def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]) -> GPT:
     """A fresh model from the recipe's seed, or one that starts from other weights (init_from)."""
     if recipe.init_from is not None:
-        folder = open_model_dir(find_checkpoint(recipe.init_from))
-        wanted = recipe.train.seq_len or folder.config.context_length
-        if wanted > folder.config.context_length:
-            raise UserError(
-                f"train.seq_len: {wanted} is more than the {folder.config.context_length} tokens of context "
-                f"that {recipe.init_from} was made with"
-            )
-        return load_model(folder, device=runtime.device).train()
+        return _model_from(recipe, recipe.init_from, runtime, say)
     config = resolve_model_config(recipe, tokenizer)
     refuse_what_cannot_fit(config, runtime)
     with torch.device("meta"):
@@ -56,6 +50,21 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime) -> GPT:
     model.to_empty(device=runtime.device)
     model.init_weights(recipe.run.seed)
     return model
+
+
+def _model_from(recipe: Recipe, init_from: str, runtime: Runtime, say: Callable[[str], None]) -> GPT:
+    """Another checkpoint's weights, its context stretched if the recipe asks for that."""
+    folder = open_model_dir(find_checkpoint(init_from))
+    config, weights = folder.config, read_weights(folder.path, folder.config)
+    if recipe.context_length is not None:
+        config, weights, how = extend_context(config, weights, recipe.context_length)
+        say(f"{init_from}: context of {config.context_length} tokens: {how}")
+    if (recipe.train.seq_len or 0) > config.context_length:
+        raise UserError(
+            f"train.seq_len: {recipe.train.seq_len} is more than the {config.context_length} tokens of context of "
+            f"{init_from}; -s context_length={recipe.train.seq_len} stretches it"
+        )
+    return model_of(config, weights, device=runtime.device).train()
 
 
 def refuse_what_cannot_fit(config: ModelConfig, runtime: Runtime) -> None:

@@ -42,7 +42,7 @@ def run(
             folder = open_model_dir(checkpoint)
             model = load_model(folder, device=runtime.device).train()
         else:
-            model = build_model(recipe, data.tokenizer, runtime)
+            model = build_model(recipe, data.tokenizer, runtime, console.say)
         dtype = pick_precision(recipe.train.precision, runtime.device)
         plan = pick_plan(recipe, model.config, runtime, dtype=dtype)
         if runtime.device.type == "cpu" and plan.global_batch_size != recipe.train.global_batch_size:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from gptcli.tokenizer.tokenizer import Tokenizer
 
 REPLACEMENT = "\ufffd"
+CONTEXT = 8
 
 
 class StreamDecoder:
@@ -12,13 +15,14 @@ class StreamDecoder:
 
     Bytes that are no character yet decode to one U+FFFD at the very end; only that last one can still change,
     so it alone is held back. Ids before the last clean place are context, so each push decodes a short tail.
+    `context` are ids that the text follows: some tokenizers drop a space where nothing precedes it.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, context: Sequence[int] = ()) -> None:
         self._tokenizer, self._skip = tokenizer, skip_special
-        self._window: list[int] = []  # ids since the last clean place but one
-        self._clean = 0  # ids of the window up to the last clean place
-        self._said = 0  # characters of the window's text that were returned
+        self._window = list(context[-CONTEXT:])  # ids since the last clean place but one
+        self._clean = len(self._window)  # ids of the window up to the last clean place
+        self._said = len(self._decode())  # characters of the window's text that were returned
 
     def push(self, token: int) -> str:
         """The text that this token completes, possibly empty."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
@@ -23,8 +24,14 @@ class Tokenizer:
     `<|endoftext|>`. Nothing else is guessed. A role that no file names is None.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str] | None = None) -> None:
-        self.backend = backend
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        special: dict[str, str] | None = None,
+        *,
+        chat_template: str | None = None,
+    ) -> None:
+        self.backend, self.chat_template = backend, chat_template
         # Text that looks like a special token is text: only `parse_special` lets it through as one.
         self.backend.encode_special_tokens = True
         self.backend.no_padding()
@@ -34,7 +41,7 @@ class Tokenizer:
             special = {"eos": END_OF_TEXT} if END_OF_TEXT in added else {}
         self.special = {role: token for role, token in special.items() if backend.token_to_id(token) is not None}
         self.special_ids = frozenset(added.values()) | {backend.token_to_id(t) for t in self.special.values()}
-        self._alphabet = _alphabet(backend)
+        self.alphabet = _alphabet(backend)  # of a char tokenizer, else None
 
     # ---- files ---------------------------------------------------------------------------------------------
 
@@ -53,18 +60,27 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{file}: not a tokenizer.json ({error})") from error
-        return cls(backend, _read_roles(file.parent / "tokenizer_config.json"))
+        return cls(backend, _read_roles(file.parent), chat_template=_read_chat_template(file.parent))
 
-    def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json and tokenizer_config.json."""
+    def save(self, folder: str | Path, *, context_length: int | None = None) -> None:
+        """Write tokenizer.json and tokenizer_config.json, in which others look for the model's context_length."""
         folder = Path(folder)
         (folder / "tokenizer.json").write_text(self.to_json(), "utf-8")
-        config = {f"{role}_token": token for role, token in self.special.items()}
+        config: dict[str, Any] = {f"{role}_token": token for role, token in self.special.items()}
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if context_length is not None:
+            config["model_max_length"] = context_length
+        if self.chat_template is not None:
+            config["chat_template"] = self.chat_template
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
 
     def to_json(self) -> str:
         return self.backend.to_str(pretty=True)
+
+    def with_role(self, role: str, token: str) -> Tokenizer:
+        """The same tokenizer with one more special token known by its role."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        return Tokenizer(backend, {**self.special, role: token}, chat_template=self.chat_template)
 
     @property
     def hash(self) -> str:
@@ -91,6 +107,16 @@ class Tokenizer:
     def pad_id(self) -> int | None:
         """The pad token's id if the files name one; never end-of-text in disguise."""
         return self._role_id("pad")
+
+    @property
+    def start_id(self) -> int | None:
+        """What a text follows that nothing precedes: bos, else end-of-text."""
+        return self.bos_id if self.bos_id is not None else self.eos_id
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether its own files begin every text with bos, as Llama's do."""
+        return self.bos_id is not None and self.backend.encode("").ids[:1] == [self.bos_id]
 
     def _role_id(self, role: str) -> int | None:
         token = self.special.get(role)
@@ -119,12 +145,12 @@ class Tokenizer:
                 text.encode()
             except UnicodeEncodeError as error:
                 raise UserError(f"the text holds {text[error.start]!r}, half of a surrogate pair") from None
-        if self._alphabet is None:
+        if self.alphabet is None:
             return
         if parse_special:
             for token in self.special.values():
                 text = text.replace(token, "")
-        if unknown := set(text) - self._alphabet:
+        if unknown := set(text) - self.alphabet:
             raise UserError(f"character {min(unknown)!r} is not in this character tokenizer's vocabulary")
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
@@ -139,21 +165,41 @@ def _alphabet(backend: tokenizers.Tokenizer) -> frozenset[str] | None:
     return frozenset(vocab) if all(len(token) == 1 for token in vocab) else None
 
 
-def _read_roles(file: Path) -> dict[str, str] | None:
-    """role -> token from a Hugging Face tokenizer_config.json, None where there is no such file."""
-    try:
-        config = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
+def _read_roles(folder: Path) -> dict[str, str] | None:
+    """role -> token from Hugging Face's files, None where there are none."""
+    files = [folder / "special_tokens_map.json", folder / "tokenizer_config.json"]
+    if not any(file.is_file() for file in files):
         return None
+    roles = {}
+    for file in files:
+        config = _read_object(file)
+        for role in ROLES:
+            token = config.get(f"{role}_token")
+            if isinstance(token, dict):
+                token = token.get("content")
+            if token:
+                roles[role] = str(token)
+    return roles
+
+
+def _read_chat_template(folder: Path) -> str | None:
+    """The Jinja text, from a file of its own or out of tokenizer_config.json (of several named, the default)."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text("utf-8")
+    template = _read_object(folder / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not JSON ({error})") from error
-    if not isinstance(config, dict):
+    if not isinstance(tree, dict):
         raise UserError(f"{file}: not a JSON object")
-    roles = {}
-    for role in ROLES:
-        token = config.get(f"{role}_token")
-        if isinstance(token, dict):
-            token = token.get("content")
-        if token:
-            roles[role] = str(token)
-    return roles
+    return tree

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gptcli.errors import GptError, UserError
+from gptcli.files import publish_folder, sync
 from gptcli.modeldir import CONFIG, read_json, read_tensors
 from gptcli.train.state import TrainState
 
@@ -46,10 +47,9 @@ def step_name(step: int) -> str:
 def save_checkpoint(run_dir: Path, training: Training, write_model: Callable[[Path], None], *, best: bool) -> Path:
     """Write RUN/step-N, then move `latest` (and `best`) to it. Raises GptError if the disk does not take it."""
     name = step_name(training.state.step)
-    work = run_dir / f".{name}.tmp"
-    try:
-        shutil.rmtree(work, ignore_errors=True)
-        (work / TRAINING).mkdir(parents=True)
+
+    def fill(work: Path) -> None:
+        (work / TRAINING).mkdir()
         write_model(work)
         save_file(training.optimizer, work / TRAINING / "optimizer.safetensors")
         tree = {
@@ -60,22 +60,19 @@ def save_checkpoint(run_dir: Path, training: Training, write_model: Callable[[Pa
         }
         (work / TRAINING / "state.json").write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
         _write_manifest(work)
-        _sync_tree(work)
-        target = run_dir / name
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(work, target)
+
+    try:
+        publish_folder(run_dir / name, fill)
         _point(run_dir / "latest", name)
         if best:
             _point(run_dir / "best", name)
-        _sync(run_dir)
+        sync(run_dir)
     except Exception as error:  # a full disk is an OSError here, and safetensors' own error there
-        shutil.rmtree(work, ignore_errors=True)
         last = run_dir / "latest"
         kept = f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
         reason = getattr(error, "strerror", None) or error
         raise GptError(f"{run_dir / name}: cannot save ({reason}); {kept}") from error
-    return target
+    return run_dir / name
 
 
 def load_training(checkpoint: Path) -> Training:
@@ -129,8 +126,9 @@ def step_of(checkpoint: Path) -> int:
 
 
 def newest_checkpoint(runs: Path) -> Path | None:
-    """The checkpoint written last under any run in `runs`."""
-    found = [c for run in runs.iterdir() if run.is_dir() for c in checkpoints(run)] if runs.is_dir() else []
+    """The checkpoint written last under any run in `runs`; an imported model lies there without steps."""
+    folders = [run for run in runs.iterdir() if run.is_dir() and run.name[:1] != "."] if runs.is_dir() else []
+    found = [c for run in folders for c in ([run] if (run / CONFIG).is_file() else checkpoints(run))]
     return max(found, key=lambda c: (c / CONFIG).stat().st_mtime_ns, default=None)
 
 
@@ -169,17 +167,3 @@ def _digest(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

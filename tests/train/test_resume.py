@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptcli import files
 from gptcli.errors import GptError, UserError
-from gptcli.train import checkpoint
 from tests.conftest import Tiny, gpt, make_tiny
 
 STEPS = 240
@@ -164,7 +164,7 @@ def test_a_truncated_checkpoint_is_refused(tiny: Tiny, file: str) -> None:
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    original, calls = checkpoint._sync_tree, []
+    original, calls = files.sync_tree, []
 
     def full(folder: Path) -> None:
         calls.append(folder)
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny: Tiny, monkeypatch: pytest.
             raise OSError(28, "No space left on device")
         original(folder)
 
-    monkeypatch.setattr(checkpoint, "_sync_tree", full)
+    monkeypatch.setattr(files, "sync_tree", full)
     with pytest.raises(
         GptError, match=r"cannot save .No space left on device.; the last checkpoint is .*step-000010"
     ) as caught:

@@ -1,0 +1,1 @@
+"""Models in from other formats and out to them, each proved by its logits."""

@@ -1,0 +1,1 @@
+"""The same model under other formats' names: tensors (`layouts.py`) and configs (`families.py`)."""
