@@ -2,8 +2,9 @@
 of what cannot fit all ask here.
 
 Counted is what the tensors of a step hold at its fullest moment, as torch's allocator sees it: not the interpreter,
-the CUDA context or the allocator's fragmentation, for which USABLE leaves room. tests/config/test_memory.py holds
-the formulas against the allocator's own record of real steps.
+the CUDA context or what an allocator holds back between tensors, for which USABLE leaves room (glibc's resident size
+is a tenth or two larger, and the same once MALLOC_MMAP_THRESHOLD_=131072 makes it give freed tensors back at once).
+tests/config/test_memory.py holds the formulas against the allocator's own record of real steps.
 
 The fullest moment is one of three. `backward`: every activation is still there, the head's gradient is being made.
 `embedding`: the activations are gone, the gradients complete, the token embedding's comes last. `update`: the
