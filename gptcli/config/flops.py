@@ -16,21 +16,36 @@ def params_by_part(m: ModelConfig) -> dict[str, int]:
     assert m.vocab_size is not None
     d, bias = m.n_embd, int(m.bias)
     norm = d * (1 + (bias if m.norm == "layernorm" else 0))
-    qkv = (m.n_head + 2 * m.kv_heads) * m.head_dim
-    attention = d * qkv + qkv * int(m.has_qkv_bias) + d * d + d * bias
-    up = m.inner * (2 if m.activation == "swiglu" else 1)
-    mlp = d * up + m.inner * d + (up + d) * bias
+    attention, mlp = hidden_matrices(m)
+    attention += m.n_layer * (qkv_width(m) * int(m.has_qkv_bias) + d * bias)
+    mlp += m.n_layer * (up_width(m) + d) * bias
     parts = {
         "token_embedding": m.vocab_size * d,
         "position_embedding": m.context_length * d if m.position == "learned" else 0,
         "segment_embedding": m.n_segment * d,
-        "attention": m.n_layer * attention,
-        "mlp": m.n_layer * mlp,
+        "attention": attention,
+        "mlp": mlp,
         "norms": m.n_layer * 2 * norm + (norm if m.norm_position == "pre" else 0),
         "lm_head": 0 if m.tie_embeddings else m.vocab_size * d,
         "scalar_heads": sum(width * (d + 1) for width in m.scalar_heads.values()),
     }
     return {name: count for name, count in parts.items() if count}
+
+
+def qkv_width(m: ModelConfig) -> int:
+    """Rows of the matrix that makes queries, keys and values."""
+    return (m.n_head + 2 * m.kv_heads) * m.head_dim
+
+
+def up_width(m: ModelConfig) -> int:
+    """Rows of the MLP's first matrix; a gated one makes gate and up."""
+    return m.inner * (2 if m.activation == "swiglu" else 1)
+
+
+def hidden_matrices(m: ModelConfig) -> tuple[int, int]:
+    """Weights of the matrices inside the blocks, of attention and of the MLPs."""
+    d = m.n_embd
+    return m.n_layer * (d * qkv_width(m) + d * d), m.n_layer * (d * up_width(m) + m.inner * d)
 
 
 def count_params(m: ModelConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptcli.config.schema import BatchRamp, OptimBlock, Recipe
+from gptcli.config.schema import BatchRamp, OptimBlock, Recipe, TrainBlock
 from gptcli.errors import UserError
 
 
@@ -53,6 +53,14 @@ def global_batch_size(recipe: Recipe, *, on_cpu: bool) -> int:
     if on_cpu and train.global_batch_size_cpu is not None:
         return train.global_batch_size_cpu
     return train.global_batch_size
+
+
+def training_tokens(train: TrainBlock, seq_len: int) -> int:
+    """How many the whole run reads."""
+    if train.max_tokens is not None:
+        return train.max_tokens
+    assert train.max_steps is not None
+    return train.max_steps * train.global_batch_size * seq_len
 
 
 def make_plan(

@@ -111,5 +111,5 @@ class Attention(nn.Module):
             scale=self.scale,
             enable_gqa=self.kv_heads != self.n_head,
         )
-        y = y.transpose(1, 2).reshape(B, T, C).to(x.dtype)
+        y = y.transpose(1, 2).reshape(B, T, C).to(qkv.dtype)
         return F.dropout(self.c_proj(y), self.dropout, self.training)

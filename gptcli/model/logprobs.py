@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = -100
+from gptcli.config.memory import LOGITS_CHUNK_BYTES, LOGITS_KEEP_BYTES
 
-CHUNK_BYTES = 64 << 20
-KEEP_BYTES = 256 << 20
+IGNORE_INDEX = -100
 
 
 def token_logprobs(
@@ -55,8 +54,8 @@ class _ChunkedLogProbs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         n = hidden.shape[0]
         row_bytes = 4 * head.shape[0]
-        rows = max(1, min(n, CHUNK_BYTES // row_bytes))
-        keep = n * row_bytes <= KEEP_BYTES and any(ctx.needs_input_grad[:2])
+        rows = max(1, min(n, LOGITS_CHUNK_BYTES // row_bytes))
+        keep = n * row_bytes <= LOGITS_KEEP_BYTES and any(ctx.needs_input_grad[:2])
         logprobs = hidden.new_empty(n, dtype=torch.float32)
         entropies = hidden.new_empty(n if entropy else 0, dtype=torch.float32)
         kept = []

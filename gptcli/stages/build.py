@@ -10,10 +10,11 @@ from pathlib import Path
 
 import torch
 
+from gptcli.config.gpus import machine_memory
 from gptcli.config.load import dump_recipe
-from gptcli.config.memory import activation_bytes, state_bytes
+from gptcli.config.memory import USABLE, StepShape, largest_micro_batch, state_bytes
 from gptcli.config.plan import TrainPlan, global_batch_size, make_plan
-from gptcli.config.schema import ModelConfig, Recipe
+from gptcli.config.schema import ModelConfig, ParallelSizes, Recipe
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.model import GPT
@@ -21,8 +22,6 @@ from gptcli.model.extend import extend_context
 from gptcli.modeldir import model_of, open_model_dir, read_weights
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import find_checkpoint, remove_unfinished
-
-CPU_MICRO_TOKENS = 8192  # larger micro-batches are no faster on a CPU
 
 
 def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
@@ -44,7 +43,7 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Cal
     if recipe.init_from is not None:
         return _model_from(recipe, recipe.init_from, runtime, say)
     config = resolve_model_config(recipe, tokenizer)
-    refuse_what_cannot_fit(config, runtime)
+    refuse_what_cannot_fit(config, recipe.optim.name, runtime)
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device=runtime.device)
@@ -64,12 +63,13 @@ def _model_from(recipe: Recipe, init_from: str, runtime: Runtime, say: Callable[
             f"train.seq_len: {recipe.train.seq_len} is more than the {config.context_length} tokens of context of "
             f"{init_from}; -s context_length={recipe.train.seq_len} stretches it"
         )
+    refuse_what_cannot_fit(config, recipe.optim.name, runtime)
     return model_of(config, weights, device=runtime.device).train()
 
 
-def refuse_what_cannot_fit(config: ModelConfig, runtime: Runtime) -> None:
+def refuse_what_cannot_fit(config: ModelConfig, optimizer: str, runtime: Runtime) -> None:
     """Raises UserError before a model is built whose training state alone exceeds the memory."""
-    need, have = state_bytes(config), total_memory(runtime)
+    need, have = state_bytes(config, optimizer), total_memory(runtime)
     if have is not None and need > have:
         raise UserError(
             f"model: training it takes {need / 2**30:,.0f} GiB for weights, gradients and optimizer state, and this "
@@ -82,17 +82,13 @@ def total_memory(runtime: Runtime) -> int | None:
     """Bytes of the GPU's memory, or of this process's share of the machine's."""
     if runtime.device.type == "cuda":
         return torch.cuda.get_device_properties(runtime.device).total_memory
-    try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
-    return machine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    machine = machine_memory()
+    return None if machine is None else machine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: torch.dtype) -> TrainPlan:
     """The computed plan, micro_batch_size chosen if it is auto."""
     on_cpu = runtime.device.type == "cpu"
-    seq_len = recipe.train.seq_len or config.context_length
     rows = global_batch_size(recipe, on_cpu=on_cpu)
     wanted = recipe.train.micro_batch_size
     if wanted == "auto":
@@ -101,7 +97,7 @@ def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: t
         smallest = (
             max(1, ramp.start // runtime.dp_size) if ramp and rows == recipe.train.global_batch_size else per_rank
         )
-        micro = _largest_micro_batch(config, smallest, per_rank, seq_len, runtime, half=dtype != torch.float32)
+        micro = _largest_micro_batch(recipe, config, runtime, per_rank, smallest, dtype)
     else:
         micro = min(wanted, max(1, rows // runtime.dp_size))
     return make_plan(
@@ -114,19 +110,20 @@ def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: t
 
 
 def _largest_micro_batch(
-    config: ModelConfig, smallest: int, per_rank: int, seq_len: int, runtime: Runtime, *, half: bool
+    recipe: Recipe, config: ModelConfig, runtime: Runtime, per_rank: int, smallest: int, dtype: torch.dtype
 ) -> int:
-    """The largest common divisor of a rank's rows that fits the memory by formula, with a margin of a quarter."""
+    """What fits the memory by formula; one row where nothing does."""
+    step = StepShape(
+        rows=1,
+        seq_len=recipe.train.seq_len or config.context_length,
+        half=dtype != torch.float32,
+        on_cpu=runtime.device.type == "cpu",
+        optimizer=recipe.optim.name,
+        layout=ParallelSizes(dp=runtime.dp_size),
+    )
     have = total_memory(runtime)
-    room = None if have is None else 0.75 * have - state_bytes(config)
-    for rows in range(smallest, 1, -1):
-        if per_rank % rows or smallest % rows:
-            continue
-        if runtime.device.type == "cpu" and rows * seq_len > CPU_MICRO_TOKENS:
-            continue
-        if room is None or activation_bytes(config, rows, seq_len, half=half) <= room:
-            return rows
-    return 1
+    room = float("inf") if have is None else USABLE * have
+    return largest_micro_batch(config, step, per_process=per_rank, smallest=smallest, room=room) or 1
 
 
 def open_run_dir(recipe: Recipe, runtime: Runtime, *, resume: bool) -> Path:

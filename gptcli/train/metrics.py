@@ -9,10 +9,8 @@ from typing import Any, Protocol
 
 import torch
 
+from gptcli.config.gpus import peak_flops_of
 from gptcli.errors import UserError
-
-# Dense bf16 FLOP/s of the vendors' datasheets.
-PEAK_FLOPS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "4090": 165e12, "V100": 125e12}
 
 
 class Logger(Protocol):
@@ -89,8 +87,7 @@ class Speed:
 def peak_flops(device: torch.device) -> float | None:
     """FLOP/s that MFU divides by: the datasheet's for a known GPU, a measured fp32 product on a CPU."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((peak for part, peak in PEAK_FLOPS.items() if part in name), None)
+        return peak_flops_of(torch.cuda.get_device_name(device))
     if device.type != "cpu":
         return None
     a = torch.ones(1024, 1024)

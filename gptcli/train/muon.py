@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptcli.config.memory import MUON_BATCH_ELEMENTS
+
 # Quintic Newton-Schulz coefficients of the Muon post: singular values land in about [0.7, 1.2] after five steps.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
-
-_BATCH_ELEMENTS = 1 << 24  # of one batch of matrices: 64 MiB and a few copies
 
 
 def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
@@ -62,7 +62,7 @@ class Muon(torch.optim.Optimizer):
             # The layers' matrices of one shape go through the iteration as one batch.
             for (rows, columns), pairs in by_shape.items():
                 scale = max(1.0, rows / columns) ** 0.5
-                at_once = max(1, _BATCH_ELEMENTS // (rows * columns))
+                at_once = max(1, MUON_BATCH_ELEMENTS // (rows * columns))
                 for i in range(0, len(pairs), at_once):
                     batch = pairs[i : i + at_once]
                     updates = orthogonalize(torch.stack([update for _, update in batch]))

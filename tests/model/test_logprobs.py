@@ -14,8 +14,8 @@ from gptcli.model import logprobs as lp
 def test_values_and_gradients_equal_autograd(
     monkeypatch: pytest.MonkeyPatch, kept: bool, temperature: float, entropy: bool
 ) -> None:
-    monkeypatch.setattr(lp, "CHUNK_BYTES", 4 * 64 * 5)  # five rows a chunk
-    monkeypatch.setattr(lp, "KEEP_BYTES", 1 << 30 if kept else 0)
+    monkeypatch.setattr(lp, "LOGITS_CHUNK_BYTES", 4 * 64 * 5)  # five rows a chunk
+    monkeypatch.setattr(lp, "LOGITS_KEEP_BYTES", 1 << 30 if kept else 0)
     torch.manual_seed(0)
     hidden = torch.randn(2, 9, 8, dtype=torch.float32, requires_grad=True)
     head = torch.randn(64, 8, requires_grad=True)
@@ -42,8 +42,8 @@ def test_values_and_gradients_equal_autograd(
 
 
 def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lp, "CHUNK_BYTES", 4 * 1024 * 16)
-    monkeypatch.setattr(lp, "KEEP_BYTES", 0)
+    monkeypatch.setattr(lp, "LOGITS_CHUNK_BYTES", 4 * 1024 * 16)
+    monkeypatch.setattr(lp, "LOGITS_KEEP_BYTES", 0)
     seen: list[int] = []
     original = lp._log_softmax
 
