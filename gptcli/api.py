@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptcli.config.load import build
 from gptcli.config.schema import ModelConfig, SamplingParams
+from gptcli.config.validate import check_sampling
 from gptcli.dist.runtime import pick_device, pick_precision
-from gptcli.generate import Completion, Engine
+from gptcli.generate import Completion, Engine, complete
+from gptcli.generate.completions import Scorer
 from gptcli.model import GPT, Output
 from gptcli.modeldir import load_model, open_model_dir
 from gptcli.tokenizer import Tokenizer
@@ -57,9 +59,14 @@ class LoadedModel:
         """The text that follows `prompt`. Keywords are those of SamplingParams: max_new_tokens, top_p, seed, ..."""
         return self.complete([prompt], **sampling)[0].text
 
-    def complete(self, prompts: list[str], **sampling: Any) -> list[Completion]:
-        """Several prompts as one batch, with tokens, log-probabilities and finish reasons."""
-        return self.engine.generate(prompts, dataclasses.replace(SamplingParams(), **sampling))
+    def complete(self, prompts: list[str], *, scorer: Scorer | None = None, **sampling: Any) -> list[Completion]:
+        """Several prompts as one batch, with tokens, log-probabilities and finish reasons; num_return of each.
+
+        With best_of=n, `scorer(prompts, texts)` may give the numbers by which the best of n are chosen.
+        """
+        params = build(SamplingParams, sampling, where="complete")
+        check_sampling(params, "complete")
+        return complete(self.engine, prompts, params, scorer=scorer)
 
     @torch.inference_mode()
     def score(self, text: str) -> list[TokenScore]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import subprocess
@@ -12,6 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+
+from gptcli.config.schema import ModelConfig
+from gptcli.model import GPT
 
 # Tiny models are fastest on one thread, and tests that run side by side do not fight for cores.
 torch.set_num_threads(1)
@@ -32,6 +36,31 @@ def shared_data() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tests neither read nor fill the user's cache."""
     monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def decode_tensor(entry: dict[str, Any]) -> torch.Tensor:
+    raw = torch.frombuffer(bytearray(base64.b64decode(entry["data"])), dtype=torch.float32)
+    return raw.view(entry["shape"])
+
+
+@pytest.fixture
+def nano_sort(shared_data: Path) -> GPT:
+    """A real trained model: sorts six digits out of three, which it takes as prompt."""
+    tree = json.loads((shared_data / "weights/gpt-nano-sort/gpt-nano-sort-model.json").read_text())
+    model = GPT(
+        ModelConfig(
+            n_layer=3,
+            n_head=3,
+            n_embd=48,
+            context_length=11,
+            vocab_size=3,
+            vocab_pad_multiple=1,
+            tie_embeddings=False,
+        )
+    ).eval()
+    weights = {n.removeprefix("transformer."): decode_tensor(e) for n, e in tree.items() if n != "config"}
+    model.load_state_dict({n: t for n, t in weights.items() if not n.endswith(".attn.bias")})
+    return model
 
 
 TINY = """\

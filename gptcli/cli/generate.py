@@ -5,11 +5,12 @@ from __future__ import annotations
 import json as jsonlib
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gptcli.cli import options
+from gptcli.cli import options, sampling
 from gptcli.cli.checkpoint import open_checkpoint
 from gptcli.errors import UserError
 
@@ -19,23 +20,35 @@ if TYPE_CHECKING:
 
 
 def generate(
+    context: typer.Context,
     prompt: Annotated[
         str | None,
         typer.Argument(help="What to continue; left out: stdin (without its last newline), else nothing."),
     ] = None,
     checkpoint: options.Checkpoint = None,
-    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop after this many.")] = 200,
-    temperature: Annotated[float, typer.Option(help="Divides the logits; 0: greedy.")] = 1.0,
-    top_k: Annotated[int | None, typer.Option(help="Keep the k likeliest tokens.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Keep the likeliest tokens up to this mass.")] = None,
-    min_p: Annotated[
-        float | None,
-        typer.Option(help="Drop tokens below this share of the likeliest one's probability."),
-    ] = None,
-    repetition_penalty: Annotated[float, typer.Option(help="CTRL's penalty on tokens seen; 1: none.")] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text. Repeatable.")] = None,
+    max_new_tokens: sampling.MaxNewTokens = 200,
+    min_new_tokens: sampling.MinNewTokens = 0,
+    stop: sampling.Stop = None,
+    ignore_eos: sampling.IgnoreEos = False,
+    temperature: sampling.Temperature = 1.0,
+    top_k: sampling.TopK = None,
+    top_p: sampling.TopP = None,
+    top_p_mode: sampling.TopPMode = "hf",
+    min_p: sampling.MinP = None,
+    typical_p: sampling.TypicalP = None,
+    repetition_penalty: sampling.RepetitionPenalty = 1.0,
+    presence_penalty: sampling.PresencePenalty = 0.0,
+    frequency_penalty: sampling.FrequencyPenalty = 0.0,
+    no_repeat_ngram: sampling.NoRepeatNgram = 0,
+    bad_words: sampling.BadWords = None,
+    logit_bias: sampling.LogitBias = None,
+    num_beams: sampling.NumBeams = 1,
+    length_penalty: sampling.LengthPenalty = 1.0,
+    early_stopping: sampling.EarlyStopping = "false",
+    best_of: sampling.BestOf = None,
+    best_of_score: sampling.BestOfScore = "mean",
+    num_return: sampling.NumReturn = 1,
     samples: Annotated[int, typer.Option("--samples", min=1, help="So many different continuations.")] = 1,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text.")] = False,
     echo: Annotated[
         bool | None,
         typer.Option("--echo/--no-echo", help="Print the prompt too; left out: on a terminal only."),
@@ -51,24 +64,9 @@ def generate(
 
     gpt generate "def main" --top-p 0.9
     """
-    from gptcli.config.load import build
-    from gptcli.config.schema import SamplingParams
-
-    params = build(
-        SamplingParams,
-        {
-            "max_new_tokens": max_new_tokens,
-            "temperature": temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "min_p": min_p,
-            "repetition_penalty": repetition_penalty,
-            "stop": stop or [],
-            "seed": fresh_seed() if seed is None else seed,
-            "ignore_eos": ignore_eos,
-        },
-        where="gpt generate",
-    )
+    params = sampling.params_of(context)
+    if params.num_beams > 1 and samples > 1:
+        raise UserError("--samples: a search finds the same text each time; --num-return gives several beams")
     prompt = _prompt_from_stdin() if prompt is None else prompt
     loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
     if json:
@@ -76,13 +74,6 @@ def generate(
     else:
         on_terminal = sys.stdout.isatty()
         _print_text(loaded.engine, prompt, params, samples, echo=on_terminal if echo is None else echo)
-
-
-def fresh_seed() -> int:
-    """A new seed for each call: without --seed, text differs from run to run."""
-    import secrets
-
-    return secrets.randbits(31)
 
 
 def _prompt_from_stdin() -> str:
@@ -96,15 +87,26 @@ def _prompt_from_stdin() -> str:
 
 
 def _print_text(engine: Engine, prompt: str, params: SamplingParams, samples: int, *, echo: bool) -> None:
-    """Samples one after the other, so that each can be read as it comes."""
-    for number in range(samples):
-        if number:
-            _write("\n---\n")
-        if echo:
-            _write(f"\x1b[2m{prompt}\x1b[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else prompt)
-        for _, chunk, _ in engine.stream([prompt], params, streams=[number]):
+    """Texts one after the other; drawn ones as their tokens come."""
+    start = ""
+    if echo:
+        start = f"\x1b[2m{prompt}\x1b[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else prompt
+    for number, chunks in enumerate(_texts(engine, prompt, params, samples)):
+        _write(("\n---\n" if number else "") + start)
+        for chunk in chunks:
             _write(chunk)
     _write("\n")
+
+
+def _texts(engine: Engine, prompt: str, params: SamplingParams, samples: int) -> Iterator[Iterable[str]]:
+    """Each text in pieces, as soon as they are certain."""
+    from gptcli.generate import complete
+
+    for number in range(samples):
+        if params.num_beams > 1 or params.best_of is not None:
+            yield from ([c.text] for c in complete(engine, [prompt], params, streams=[number]))
+        else:
+            yield (chunk for _, chunk, _ in engine.stream([prompt], params, streams=[number]))
 
 
 def _write(text: str) -> None:
@@ -114,7 +116,9 @@ def _write(text: str) -> None:
 
 
 def _print_json(engine: Engine, prompt: str, params: SamplingParams, samples: int, logprobs: bool) -> None:
-    for number, completion in enumerate(engine.generate([prompt] * samples, params)):
+    from gptcli.generate import complete
+
+    for number, completion in enumerate(complete(engine, [prompt] * samples, params)):
         print(
             jsonlib.dumps(completion_row(number, completion, params, logprobs), ensure_ascii=False),
             flush=True,
@@ -130,4 +134,6 @@ def completion_row(number: int, completion: Completion, params: SamplingParams, 
         "finish_reason": completion.finish_reason,
         "seed": params.seed,
     }
+    if completion.score is not None:
+        row["score"] = completion.score
     return row | ({"logprobs": completion.logprobs} if logprobs else {})

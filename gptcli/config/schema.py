@@ -198,17 +198,40 @@ class ParallelSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How text is drawn; semantics in `generate/sampling.py`."""
+    """How text is drawn or searched for; semantics in `generate/processors.py` and `generate/beam.py`."""
 
     max_new_tokens: int = key(200, "stop after this many", ge=1)
+    min_new_tokens: int = key(0, "no end-of-text before this many", ge=0)
+    stop: list[str] = key([], "strings that end the text; they are cut off")
+    ignore_eos: bool = key(False, "go on after end-of-text")
+    seed: int = key(0, "the same seed gives the same text, whatever else is in the batch", ge=0, lt=2**63)
+
     temperature: float = key(1.0, "divides the logits; 0: greedy", ge=0)
     top_k: int | None = key(None, "keep the k likeliest tokens (ties kept)", ge=1)
-    top_p: float | None = key(None, "keep the likeliest tokens up to this mass, the crossing one included", gt=0, le=1)
+    top_p: float | None = key(None, "keep the likeliest tokens up to this mass", gt=0, le=1)
+    top_p_mode: Literal["hf", "openai"] = key(
+        "hf", "the token that crosses top_p: hf keeps it, openai (GPT-2's released code) drops it"
+    )
     min_p: float | None = key(None, "drop tokens below this share of the likeliest one's probability", ge=0, le=1)
+    typical_p: float | None = key(
+        None, "keep this mass of the tokens whose surprise is nearest to the expected one", gt=0, le=1
+    )
+
     repetition_penalty: float = key(1.0, "CTRL's penalty on every token seen, the prompt included", gt=0)
-    stop: list[str] = key([], "strings that end the text; they are cut off")
-    seed: int = key(0, "the same seed gives the same text, whatever else is in the batch", ge=0, lt=2**63)
-    ignore_eos: bool = key(False, "go on after end-of-text")
+    presence_penalty: float = key(0.0, "taken off the logit of every token generated before", ge=-2, le=2)
+    frequency_penalty: float = key(0.0, "the same, times how often it was generated", ge=-2, le=2)
+    no_repeat_ngram: int = key(0, "no run of so many tokens twice, the prompt included; 0: off", ge=0)
+    bad_words: list[str] = key([], "texts whose tokens never come in a row, with a space before them or not")
+    logit_bias: dict[str, float] = key({}, "token id, or the text of one token -> added to its logit")
+
+    num_beams: int = key(1, "beam search of this width, which draws nothing; 1: off", ge=1)
+    length_penalty: float = key(1.0, "a beam's score is its log-probability / tokens ** this", ge=-10, le=10)
+    early_stopping: Literal["never"] | bool = key(
+        False, "of beams, once num_beams ended: true: at once; false: by a guess; never: when nothing can be better"
+    )
+    best_of: int | None = key(None, "draw this many, return the best", ge=1)
+    best_of_score: Literal["mean", "sum"] = key("mean", "best by log-probability per token, or in all")
+    num_return: int = key(1, "of the beams or of best_of, return this many", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)

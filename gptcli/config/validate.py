@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gptcli.config.schema import DataBlock, ModelConfig, OptimBlock, Recipe, TrainBlock
+from gptcli.config.schema import DataBlock, ModelConfig, OptimBlock, Recipe, SamplingParams, TrainBlock
 from gptcli.errors import UserError
 
 
@@ -19,6 +19,7 @@ def validate(recipe: Recipe, where: str) -> None:
         _data_problem(recipe.data),
         _train_problem(recipe.train, recipe.model),
         _optim_problem(recipe.optim),
+        _sampling_problem(recipe.sampling),
     ):
         if problem:
             raise UserError(f"{where}: {problem}")
@@ -28,6 +29,12 @@ def check_model(config: ModelConfig, where: str) -> None:
     """The same for a model's config alone (a checkpoint's config.json)."""
     if problem := _model_problem(config):
         raise UserError(f"{where}: {problem.removeprefix('model.')}")
+
+
+def check_sampling(params: SamplingParams, where: str) -> None:
+    """The same for sampling alone (options of a command, keywords of a call)."""
+    if problem := _sampling_problem(params):
+        raise UserError(f"{where}: {problem.removeprefix('sampling.')}")
 
 
 def _model_problem(m: ModelConfig | None) -> str | None:
@@ -82,4 +89,28 @@ def _optim_problem(o: OptimBlock) -> str | None:
         return f"optim.betas: {list(o.betas)} must lie in [0, 1)"
     if o.schedule == "wsd" and o.decay_steps is None and o.decay_tokens is None:
         return "optim.decay_steps: required with schedule: wsd; it is the length of the final decay"
+    return None
+
+
+def _sampling_problem(s: SamplingParams) -> str | None:
+    if s.min_new_tokens > s.max_new_tokens:
+        return f"sampling.min_new_tokens: {s.min_new_tokens} is more than max_new_tokens {s.max_new_tokens}"
+    if s.num_beams > 1:
+        if s.best_of is not None:
+            return "sampling.best_of: draws, and num_beams does not; give one of them"
+        if s.temperature not in (0.0, 1.0):
+            return f"sampling.temperature: {s.temperature} has no meaning with num_beams, which draws nothing"
+        for name in ("top_k", "top_p", "min_p", "typical_p"):
+            if getattr(s, name) is not None:
+                return f"sampling.{name}: has no meaning with num_beams, which draws nothing"
+    else:
+        for name, default in (("length_penalty", 1.0), ("early_stopping", False)):
+            if getattr(s, name) != default:
+                return f"sampling.{name}: has no meaning without num_beams"
+    if s.best_of is not None and s.best_of > 1 and s.temperature == 0:
+        return "sampling.best_of: with temperature 0 each text is the same; raise the temperature or use num_beams"
+    most = s.best_of if s.best_of is not None else s.num_beams
+    if s.num_return > most:
+        of = "best_of" if s.best_of is not None else "num_beams"
+        return f"sampling.num_return: {s.num_return} is more than {of} {most}"
     return None

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.sampling import choose, process
+from gptcli.generate.penalties import History
+from gptcli.generate.processors import Processors
+from gptcli.generate.sampling import choose
 from gptcli.generate.text import TextStream
 from gptcli.model import GPT, KVCache
 from gptcli.tokenizer import Tokenizer
@@ -28,11 +30,15 @@ class Token:
 
 @dataclass
 class Completion:
+    """A text and its tokens, without the eos that ended it. score: a beam's, or what best_of chose by."""
+
     prompt: str
     text: str = ""
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    eos_logprob: float | None = None
     finish_reason: str | None = None
+    score: float | None = None
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -63,7 +69,10 @@ class Engine:
 
         `streams` numbers the rows' random streams (0, 1, ... by default): the same prompt, number and seed give
         the same text. Raises UserError for an empty prompt where nothing marks a beginning.
+        Beams and best_of are in `generate/completions.py`.
         """
+        assert params.num_beams == 1, "complete() searches"
+        assert params.best_of is None, "complete() chooses"
         tokenizer = self._require_tokenizer()
         encoded = [self.encode_prompt(prompt) for prompt in prompts]
         texts = [TextStream(tokenizer, params.stop, context=ids) for ids in encoded]
@@ -71,7 +80,9 @@ class Engine:
         stopped: set[int] = set()
         for token in self.tokens(encoded, params, streams, stopped=stopped):
             row, c, text = token.row, done[token.row], texts[token.row]
-            if token.finish_reason != "eos":
+            if token.finish_reason == "eos":
+                c.eos_logprob = token.logprob
+            else:
                 c.ids.append(token.id)
                 if token.logprob is not None:
                     c.logprobs.append(token.logprob)
@@ -126,14 +137,13 @@ class Engine:
     ) -> Iterator[Token]:
         """New tokens of every row, until each has met eos, max_new_tokens or the caller's `stopped`."""
         batch = _Rows(self, prompts, params, streams if streams is not None else range(len(prompts)))
-        eos = None if params.ignore_eos or self.tokenizer is None else self.tokenizer.eos_id
         logits = batch.prefill()
         while True:
             picked, picked_logprobs = batch.choose(logits, logprobs)
             going = []
             for i, row in enumerate(batch.rows):
                 batch.ids[row].append(picked[i])
-                reason = "eos" if picked[i] == eos else None
+                reason = "eos" if picked[i] == batch.processors.eos_id else None
                 if reason is None and batch.new_tokens(row) >= params.max_new_tokens:
                     reason = "length"
                 yield Token(row, picked[i], picked_logprobs[i] if picked_logprobs else None, reason)
@@ -156,7 +166,8 @@ class _Rows:
         self.prompt_lengths = [len(p) for p in prompts]
         self.streams = list(streams)
         self.rows = list(range(len(prompts)))
-        self.seen: Tensor | None = None
+        self.processors = Processors(params, engine.model.vocab_size, engine.tokenizer, engine.device)
+        self.history = History(self.ids, self.prompt_lengths, engine.device) if self.processors.needs_history else None
 
     def new_tokens(self, row: int) -> int:
         return len(self.ids[row]) - self.prompt_lengths[row]
@@ -181,8 +192,8 @@ class _Rows:
         if len(going) < len(self.rows):
             self.rows = [self.rows[i] for i in going]
             self.cache.select(torch.tensor(going, device=self.engine.device))
-            if self.seen is not None:
-                self.seen = self.seen[going]
+            if self.history is not None:
+                self.history.select(going)
         before = [len(self.ids[r]) - 1 for r in self.rows]
         views = [n - window_start(n, self.limit) for n in before]
         if any(window_start(n, self.limit) != window_start(n + 1, self.limit) for n in before):
@@ -198,21 +209,12 @@ class _Rows:
 
     def choose(self, logits: Tensor, logprobs: bool) -> tuple[list[int], list[float] | None]:
         """The next token of each row, and its log-probability under the model itself."""
-        processed = process(logits, self.params, self._seen_tokens(logits))
+        processed = self.processors(logits, self.history)
         positions = [self.new_tokens(r) for r in self.rows]
         picked = choose(processed, self.params, [self.streams[r] for r in self.rows], positions)
-        if self.seen is not None:
-            self.seen.scatter_(1, picked[:, None], True)
+        if self.history is not None:
+            self.history.append(picked)
         if not logprobs:
             return picked.tolist(), None
         chosen = logits.float().log_softmax(-1).gather(1, picked[:, None])[:, 0]
         return picked.tolist(), chosen.tolist()
-
-    def _seen_tokens(self, logits: Tensor) -> Tensor | None:
-        if self.params.repetition_penalty == 1.0:
-            return None
-        if self.seen is None:
-            self.seen = torch.zeros_like(logits, dtype=torch.bool)
-            for i, r in enumerate(self.rows):
-                self.seen[i, torch.tensor(self.ids[r], device=logits.device)] = True
-        return self.seen

@@ -1,8 +1,4 @@
-"""Pure functions on logits (B, V). Order: repetition penalty, temperature, top-k, top-p, min-p, draw.
-
-Semantics are Hugging Face's where OpenAI's differ: top-p keeps the token that crosses the mass (OpenAI's released
-code drops it), and top-k keeps ties.
-"""
+"""Which tokens may be drawn, and the draw. Pure functions on logits (B, V); their order is in processors.py."""
 
 from __future__ import annotations
 
@@ -15,12 +11,6 @@ from gptcli.config.schema import SamplingParams
 from gptcli.randomness import uniform
 
 
-def penalize_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """CTRL (Keskar et al. 2019, section 4.1): the logit of a token seen is divided by `penalty` if positive, else
-    multiplied, once however often it was seen. seen (B, V) is True where the token stands in prompt or text."""
-    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
-
-
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
     """-inf for all below the k-th largest; ties with it stay."""
     if k >= logits.shape[-1]:
@@ -29,11 +19,19 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
     return logits.masked_fill(logits < threshold, -torch.inf)
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Nucleus (Holtzman et al. 2020, section 3.1): the smallest set of likeliest tokens whose mass reaches p."""
+def keep_top_p(logits: Tensor, p: float, mode: str = "hf") -> Tensor:
+    """Nucleus (Holtzman et al. 2020, section 3.1): the smallest set of likeliest tokens whose mass reaches p.
+
+    mode "openai" is GPT-2's released sampler: the largest set whose mass is at most p, but never empty. It lacks
+    the token that crosses p, and keeps what ties with its last one.
+    """
     ordered, index = logits.sort(dim=-1, descending=True, stable=True)
     probs = ordered.softmax(-1)
-    drop = probs.cumsum(-1) - probs >= p  # the mass before this token is already enough
+    mass = probs.cumsum(-1)
+    if mode == "openai":
+        last = ((mass <= p).sum(-1, keepdim=True) - 1).clamp(min=0)
+        return logits.masked_fill(logits < ordered.gather(-1, last), -torch.inf)
+    drop = mass - probs >= p  # the mass before this token is already enough
     drop[..., 0] = False
     return logits.masked_fill(drop.scatter(-1, index, drop), -torch.inf)
 
@@ -44,22 +42,15 @@ def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
     return logits.masked_fill(probs < min_p * probs.amax(-1, keepdim=True), -torch.inf)
 
 
-def process(logits: Tensor, params: SamplingParams, seen: Tensor | None) -> Tensor:
-    """Logits (B, V) after every processor of `params`, in order; fp32. Temperature 0 leaves them undivided."""
-    logits = logits.float()
-    if params.repetition_penalty != 1.0 and seen is not None:
-        logits = penalize_repetition(logits, seen, params.repetition_penalty)
-    if params.temperature not in (0.0, 1.0):
-        logits = logits / params.temperature
-    if params.temperature == 0.0:
-        return logits
-    if params.top_k is not None:
-        logits = keep_top_k(logits, params.top_k)
-    if params.top_p is not None and params.top_p < 1.0:
-        logits = keep_top_p(logits, params.top_p)
-    if params.min_p:
-        logits = keep_min_p(logits, params.min_p)
-    return logits
+def keep_typical(logits: Tensor, mass: float) -> Tensor:
+    """Locally typical sampling (Meister et al. 2023, section 4): tokens by how far their surprise lies from the
+    expected one, the entropy, until `mass` is reached; ties with the last stay."""
+    logprobs = logits.log_softmax(-1)
+    probs = logprobs.exp()
+    distance = (-logprobs - torch.special.entr(probs).sum(-1, keepdim=True)).abs()
+    ordered, index = distance.sort(dim=-1)
+    last = (probs.gather(-1, index).cumsum(-1) < mass).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    return logits.masked_fill(distance > ordered.gather(-1, last), -torch.inf)
 
 
 def draw(logits: Tensor, uniforms: Tensor) -> Tensor:

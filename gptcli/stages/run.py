@@ -21,7 +21,8 @@ from gptcli.contracts import Batch, BatchSource, Objective
 from gptcli.dist.runtime import Runtime
 from gptcli.dist.wrap import parallelize
 from gptcli.errors import GptError
-from gptcli.generate import Engine
+from gptcli.generate import Engine, complete
+from gptcli.generate.processors import Processors
 from gptcli.model import GPT
 from gptcli.modeldir import save_model
 from gptcli.stages.console import RunConsole
@@ -55,6 +56,8 @@ class TrainingRun:
     state: TrainState = field(default_factory=TrainState)
 
     def execute(self) -> dict[str, Any]:
+        # Whatever is wrong with the sampling of samples is said now, not at the first of them.
+        Processors(self.recipe.sampling, self.model.vocab_size, self.tokenizer)
         if self.resumed is not None:
             self.state = self.resumed.state
             self.source.load_state_dict(self.resumed.source)
@@ -162,7 +165,7 @@ class TrainingRun:
         with self._not_training():
             self.model.eval()
             engine = Engine(self.model, self.tokenizer)
-            completion = engine.generate([self.recipe.train.sample_prompt], self.recipe.sampling)[0]
+            completion = complete(engine, [self.recipe.train.sample_prompt], self.recipe.sampling)[0]
             self.model.train()
         if self.runtime.is_main:
             row = {"step": result.step, "prompt": completion.prompt, "text": completion.text}

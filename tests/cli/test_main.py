@@ -179,6 +179,46 @@ def test_generate_writes_text_alone_to_a_pipe(trained: Path) -> None:
     assert gpt("generate", "line 7", "-n", "40", "-q", "--echo", "--seed", "3", cwd=trained).out == "line 7" + one.out
 
 
+def test_generate_searches_and_chooses(trained: Path) -> None:
+    def rows(*options: str) -> list[dict]:
+        done = gpt("generate", "line 7", "-n", "12", "--seed", "3", "-q", "--json", *options, cwd=trained)
+        assert done.code == 0, done.err
+        return [json.loads(x) for x in done.out.splitlines()]
+
+    beams = rows("--num-beams", "4", "--num-return", "3", "--length-penalty", "0", "--early-stopping", "never")
+    assert len({r["text"] for r in beams}) == 3
+    assert [r["score"] for r in beams] == sorted((r["score"] for r in beams), reverse=True)
+    best = rows("--best-of", "4", "--num-return", "4", "--best-of-score", "sum", "--logprobs", "--ignore-eos")
+    assert [r["score"] for r in best] == sorted((sum(r["logprobs"]) for r in best), reverse=True)
+    text = gpt("generate", "line 7", "-n", "12", "-q", "--num-beams", "4", "--num-return", "3", "--length-penalty", "0",
+               "--early-stopping", "never", cwd=trained).out  # fmt: skip
+    assert text == "\n---\n".join(r["text"] for r in beams) + "\n"
+
+
+def test_generate_under_constraints(trained: Path) -> None:
+    digits = [option for d in "0123456789" for option in ("--bad-words", d)]
+    options = ("--logit-bias", "x=9", "--logit-bias", "122=9", "--min-new-tokens", "25", "--typical-p", "0.9",
+               "--presence-penalty", "0.5", "--frequency-penalty", "0.5", "--no-repeat-ngram", "3")  # fmt: skip
+    done = gpt("generate", "line 7", "-n", "30", "--seed", "3", "-q", *digits, *options, cwd=trained)
+    assert done.code == 0, done.err
+    assert len(done.out.strip("\n")) >= 25
+    assert {"x", "z"} <= set(done.out)
+    assert not set("0123456789") & set(done.out)
+
+
+def test_generate_refuses_options_that_contradict_each_other(trained: Path) -> None:
+    at = ["-c", trained / "runs/tiny"]
+    complains(["generate", "x", *at, "--num-beams", "2", "--top-k", "5"], "top_k", "num_beams, which draws nothing")
+    complains(["generate", "x", *at, "--num-beams", "2", "--samples", "2"], "--samples", "--num-return")
+    complains(["generate", "x", *at, "--num-return", "2"], "num_return: 2 is more than num_beams 1")
+    complains(
+        ["generate", "x", *at, "--early-stopping", "maybe"], "early_stopping", "never or true or false", "'maybe'"
+    )
+    complains(["generate", "x", *at, "--logit-bias", "50256"], "--logit-bias 50256", "TOKEN=VALUE")
+    complains(["generate", "x", *at, "--logit-bias", "a=b"], "logit_bias.a: expected a number, not 'b'")
+    complains(["generate", "x", *at, "--logit-bias", "ab=1"], "logit_bias: 'ab' is 2 tokens")
+
+
 def test_generate_in_bf16(trained: Path) -> None:
     done = gpt("generate", "line 7", "--seed", "3", "-n", "10", "-q", "--precision", "bf16", cwd=trained)
     assert done.code == 0, done.err

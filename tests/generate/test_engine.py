@@ -33,18 +33,22 @@ def make_engine(context_length: int = 64, **changes: object) -> Engine:
 PROMPTS = ["a", "def main(", "once upon a time", "x = "]
 
 
+CONSTRAINTS = {
+    "repetition_penalty": 1.4,
+    "presence_penalty": 0.7,
+    "frequency_penalty": 0.3,
+    "no_repeat_ngram": 2,
+    "bad_words": ["e", "an"],
+    "logit_bias": {"a": 3.0, " ": 2.0},
+}
+FILTERS = {"top_k": 60, "top_p": 0.95, "min_p": 0.01, "typical_p": 0.9}
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
-@pytest.mark.parametrize("penalty", [1.0, 1.4])
-def test_a_batch_gives_each_row_what_it_gets_alone(temperature: float, penalty: float) -> None:
+@pytest.mark.parametrize("options", [FILTERS, *({k: v} for k, v in CONSTRAINTS.items()), CONSTRAINTS | FILTERS])
+def test_a_batch_gives_each_row_what_it_gets_alone(temperature: float, options: dict) -> None:
     engine = make_engine()
-    params = SamplingParams(
-        max_new_tokens=20,
-        temperature=temperature,
-        top_p=0.95,
-        repetition_penalty=penalty,
-        seed=5,
-        ignore_eos=True,
-    )
+    params = SamplingParams(max_new_tokens=20, temperature=temperature, seed=5, ignore_eos=True, **options)
     together = engine.generate(PROMPTS, params)
     for i, prompt in enumerate(PROMPTS):
         alone = engine.generate([prompt], params, streams=[i])[0]
@@ -87,6 +91,60 @@ def test_eos_ends_a_row_and_is_not_part_of_the_text() -> None:
     assert (done.text, done.ids, done.finish_reason) == ("", [], "eos")
     on = engine.generate(["abc"], SamplingParams(max_new_tokens=9, temperature=0.0, ignore_eos=True))[0]
     assert (len(on.ids), on.finish_reason) == (9, "length")
+
+
+def test_rows_that_end_leave_the_others_their_history() -> None:
+    """Rows end at their own times, so those left must keep counts and n-grams of their own."""
+    engine = make_engine()
+    constraints = {"presence_penalty": 1.0, "no_repeat_ngram": 1, "min_new_tokens": 3, "repetition_penalty": 1.2}
+    params = SamplingParams(max_new_tokens=40, seed=3, logit_bias={"<|endoftext|>": 3.0}, **constraints)
+    together = engine.generate(PROMPTS, params)
+    assert len({len(c.ids) for c in together}) > 2
+    assert all(len(c.ids) >= 3 for c in together)
+    for i, prompt in enumerate(PROMPTS):
+        assert engine.generate([prompt], params, streams=[i])[0].ids == together[i].ids
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_no_ngram_comes_twice_the_prompt_included(n: int) -> None:
+    engine = make_engine()
+    params = SamplingParams(max_new_tokens=100, temperature=0.3, top_k=12, ignore_eos=True, no_repeat_ngram=n)
+    prompt = list(b"abc cab")
+    row = list(prompt)
+    for token in engine.tokens([prompt], params):
+        runs = {tuple(row[i : i + n]) for i in range(len(row) - n + 1)}
+        row.append(token.id)
+        assert tuple(row[-n:]) not in runs
+    free = [t.id for t in engine.tokens([prompt], dataclasses.replace(params, no_repeat_ngram=0))]
+    assert len({tuple(free[i : i + n]) for i in range(100 - n + 1)}) < 100 - n + 1
+
+
+def test_end_of_text_waits_for_the_least_length() -> None:
+    engine = make_engine()
+    params = SamplingParams(max_new_tokens=9, min_new_tokens=4, logit_bias={"256": 100.0})
+    assert [(len(c.ids), c.finish_reason) for c in engine.generate(PROMPTS, params)] == [(4, "eos")] * 4
+
+
+def test_bad_words_never_come() -> None:
+    engine = make_engine()
+    likely = {"a": 12.0, "b": 12.0, "c": 12.0}
+    params = SamplingParams(max_new_tokens=200, seed=1, ignore_eos=True, logit_bias=likely)
+    free = engine.generate(PROMPTS, params)
+    assert any("ab" in c.text and "cca" in c.text for c in free)
+    held = engine.generate(PROMPTS, dataclasses.replace(params, bad_words=["ab", "cca"]))
+    assert not any("ab" in c.text or "cca" in c.text for c in held)
+    assert engine.generate(["xa"], dataclasses.replace(params, bad_words=["ab"]))[0].text[0] != "b"
+
+
+def test_penalties_spread_what_is_generated() -> None:
+    engine = make_engine()
+    likely = {chr(c): 6.0 for c in range(97, 123)}
+    plain = SamplingParams(max_new_tokens=60, seed=1, ignore_eos=True, logit_bias=likely, temperature=0.5)
+    free, spread = (
+        sum(len(set(c.ids)) for c in engine.generate(PROMPTS, dataclasses.replace(plain, frequency_penalty=x)))
+        for x in (0.0, 2.0)
+    )
+    assert spread > free
 
 
 def test_a_stop_string_is_cut_off_and_ends_only_its_row() -> None:

@@ -8,15 +8,8 @@ import pytest
 import torch
 
 from gptcli.config.schema import SamplingParams
-from gptcli.generate.sampling import (
-    choose,
-    draw,
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
-    penalize_repetition,
-    process,
-)
+from gptcli.generate.processors import Processors
+from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical
 
 
 def logits_of(*probs: float) -> torch.Tensor:
@@ -28,15 +21,35 @@ def kept(logits: torch.Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("p", "expected"),
-    [(0.7, [0, 1]), (0.5, [0]), (0.51, [0, 1]), (0.81, [0, 1, 2]), (1.0, [0, 1, 2]), (1e-9, [0])],
+    ("p", "hf", "openai"),
+    [
+        (0.7, [0, 1], [0]),
+        (0.51, [0, 1], [0]),
+        (0.49, [0], [0]),
+        (0.81, [0, 1, 2], [0, 1]),
+        (0.99, [0, 1, 2], [0, 1]),
+        (1e-9, [0], [0]),
+    ],
 )
-def test_top_p_keeps_the_crossing_token(p: float, expected: list[int]) -> None:
-    assert kept(keep_top_p(logits_of(0.5, 0.3, 0.2), p)) == expected
+def test_top_p_keeps_the_crossing_token_or_drops_it_as_openai_did(p: float, hf: list[int], openai: list[int]) -> None:
+    assert kept(keep_top_p(logits_of(0.5, 0.3, 0.2), p)) == hf
+    assert kept(keep_top_p(logits_of(0.5, 0.3, 0.2), p, "openai")) == openai
+
+
+def test_top_p_at_an_exact_boundary() -> None:
+    assert kept(keep_top_p(logits_of(0.5, 0.3, 0.2), 0.5)) == [0]
+    assert kept(keep_top_p(logits_of(0.5, 0.3, 0.2), 1.0)) == [0, 1, 2]
 
 
 def test_top_p_does_not_depend_on_order() -> None:
     assert kept(keep_top_p(logits_of(0.2, 0.5, 0.3), 0.7)) == [1, 2]
+    assert kept(keep_top_p(logits_of(0.2, 0.5, 0.3), 0.9, "openai")) == [1, 2]
+
+
+def test_top_p_of_ties() -> None:
+    four = logits_of(0.25, 0.25, 0.25, 0.25)
+    assert len(kept(keep_top_p(four, 0.4))) == 2
+    assert kept(keep_top_p(four, 0.4, "openai")) == [0, 1, 2, 3]
 
 
 def test_top_k_keeps_ties() -> None:
@@ -50,70 +63,68 @@ def test_min_p_is_relative_to_the_likeliest() -> None:
     assert kept(keep_min_p(logits_of(0.6, 0.3, 0.1), 1.0)) == [0]
 
 
-def test_repetition_penalty_divides_positive_and_multiplies_negative() -> None:
-    logits = torch.tensor([[2.0, -2.0, 1.0, 0.0]])
-    seen = torch.tensor([[True, True, False, True]])
-    assert penalize_repetition(logits, seen, 2.0).tolist() == [[1.0, -4.0, 1.0, 0.0]]
-    assert torch.equal(penalize_repetition(logits, seen, 1.0), logits)
+def test_typical_may_drop_the_likeliest_token() -> None:
+    # the entropy is 1.36 nats; surprises: 0.69, 1.61 (thrice, nearest, then ties), so .5 is dropped at mass .4
+    logits = logits_of(0.5, 0.2, 0.2, 0.1)
+    assert kept(keep_typical(logits, 0.3)) == [1, 2]
+    assert kept(keep_typical(logits, 0.5)) == [0, 1, 2]
+    assert kept(keep_typical(logits, 0.95)) == [0, 1, 2, 3]
+    assert kept(keep_typical(logits, 1e-9)) == [1, 2]
+    assert kept(keep_typical(logits_of(0.6, 0.4, 0.0), 0.99)) == [0, 1]
 
 
-def test_processors_run_in_order() -> None:
-    logits, seen = torch.tensor([[3.0, 2.0, 1.0, -1.0]]), torch.tensor([[True, False, False, False]])
-    params = SamplingParams(repetition_penalty=3.0, temperature=0.5, top_k=3, top_p=0.85)
-    # penalty: 1 2 1 -1; temperature: 2 4 2 -2; top-k 3 drops the last; masses .787 .107 .107: top-p keeps two
-    assert kept(process(logits, params, seen)) == [0, 1]
-    other_order = keep_top_p(keep_top_k(logits, 3), 0.85)
-    assert kept(other_order) == [0, 1]
-    assert kept(process(logits, SamplingParams(repetition_penalty=3.0, top_p=0.5), seen)) == [1]
+def test_a_draw_keeps_at_least_one_token() -> None:
+    logits = torch.randn(32, 50, generator=torch.Generator().manual_seed(0)) * 5
+    for filtered in (keep_top_p(logits, 1e-12), keep_typical(logits, 1e-12), keep_min_p(logits, 1.0)):
+        assert ((filtered > -math.inf).sum(-1) == 1).all()
+    assert ((keep_top_p(logits, 1e-12, "openai") > -math.inf).sum(-1) == 1).all()
+
+
+# ---- draws against the exact distribution ---------------------------------------------------------------------
+
+PROBS = [0.05, 0.3, 0.02, 0.15, 0.25, 0.03, 0.12, 0.08]
+CHI_SQUARE_999 = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 5: 20.52, 6: 22.46, 7: 24.32}  # by degrees of freedom
+
+
+def tempered(probs: list[float], temperature: float) -> list[float]:
+    return [p ** (1 / temperature) for p in probs]
+
+
+def likeliest(k: int) -> list[float]:
+    return [p if p in sorted(PROBS)[-k:] else 0.0 for p in PROBS]
+
+
+def most_typical(k: int) -> list[float]:
+    entropy = -sum(p * math.log(p) for p in PROBS)
+    nearest = sorted(PROBS, key=lambda p: abs(-math.log(p) - entropy))[:k]
+    return [p if p in nearest else 0.0 for p in PROBS]
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "expected"),
     [
-        {},
-        {"temperature": 0.7},
-        {"top_k": 3},
-        {"top_p": 0.8},
-        {"min_p": 0.3},
-        {"temperature": 1.5, "top_k": 4, "top_p": 0.9},
+        ({}, PROBS),
+        ({"temperature": 0.5}, tempered(PROBS, 0.5)),
+        ({"temperature": 2.0}, tempered(PROBS, 2.0)),
+        ({"top_k": 3}, likeliest(3)),
+        ({"top_p": 0.75}, likeliest(4)),  # .30 .25 .15 .12: the masses are .30 .55 .70 .82
+        ({"top_p": 0.75, "top_p_mode": "openai"}, likeliest(3)),
+        ({"min_p": 0.3}, likeliest(4)),  # at least .09
+        ({"typical_p": 0.4}, most_typical(3)),  # .15 .12 .25: the masses are .15 .27 .52
+        ({"temperature": 2.0, "top_k": 5, "min_p": 0.6}, tempered(likeliest(4), 2.0)),  # at least .3 * .6 ** 2
+        ({"logit_bias": {"1": -100.0, "2": math.log(10)}}, [0.05, 0.0, 0.2, *PROBS[3:]]),
     ],
+    ids=str,
 )
-def test_processed_logits_equal_transformers(options: dict[str, float]) -> None:
-    transformers = pytest.importorskip("transformers")
-    from transformers.generation import logits_process as hf
-
-    torch.manual_seed(0)
-    logits = torch.randn(16, 50) * 3
-    warpers = transformers.LogitsProcessorList()
-    if "temperature" in options:
-        warpers.append(hf.TemperatureLogitsWarper(options["temperature"]))
-    if "top_k" in options:
-        warpers.append(hf.TopKLogitsWarper(int(options["top_k"])))
-    if "top_p" in options:
-        warpers.append(hf.TopPLogitsWarper(options["top_p"]))
-    if "min_p" in options:
-        warpers.append(hf.MinPLogitsWarper(options["min_p"]))
-    expected = warpers(torch.zeros(16, 1, dtype=torch.long), logits.clone())
-    torch.testing.assert_close(process(logits, SamplingParams(**options), None), expected)
-
-
-def test_repetition_penalty_equals_transformers() -> None:
-    pytest.importorskip("transformers")
-    from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
-
-    logits, ids = torch.randn(4, 20), torch.randint(0, 20, (4, 9))
-    seen = torch.zeros(4, 20, dtype=torch.bool).scatter(1, ids, True)
-    expected = RepetitionPenaltyLogitsProcessor(1.3)(ids, logits.clone())
-    torch.testing.assert_close(process(logits, SamplingParams(repetition_penalty=1.3), seen), expected)
-
-
-def test_draws_follow_the_distribution() -> None:
-    """Pearson's chi-square over 20,000 draws; the 99.9% point for 4 degrees of freedom is 18.47."""
-    probs = torch.tensor([0.5, 0.2, 0.15, 0.1, 0.05])
-    n = 20_000
-    picks = choose(probs.log().expand(n, 5), SamplingParams(seed=7), range(n), [0] * n)
-    counts = torch.bincount(picks, minlength=5).double()
-    assert (((counts - n * probs) ** 2) / (n * probs)).sum().item() < 18.47
+def test_draws_follow_the_exact_distribution(options: dict, expected: list[float]) -> None:
+    """Pearson's chi-square over 20,000 draws at its 99.9% point, and nothing that has no probability."""
+    n, params = 20_000, SamplingParams(seed=7, **options)
+    logits = Processors(params, len(PROBS))(logits_of(*PROBS), None)
+    counts = torch.bincount(choose(logits.expand(n, -1), params, range(n), [0] * n), minlength=len(PROBS))
+    wanted = [n * p / sum(expected) for p in expected]
+    assert all(count == 0 for count, w in zip(counts.tolist(), wanted, strict=True) if w == 0)
+    terms = [(count - w) ** 2 / w for count, w in zip(counts.tolist(), wanted, strict=True) if w > 0]
+    assert sum(terms) < CHI_SQUARE_999[len(terms) - 1]
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
@@ -133,4 +144,4 @@ def test_a_draw_depends_on_seed_stream_and_position_alone() -> None:
 def test_temperature_zero_is_greedy() -> None:
     logits = torch.randn(8, 50)
     params = SamplingParams(temperature=0.0, top_k=3, top_p=0.1)
-    assert torch.equal(choose(process(logits, params, None), params, range(8), range(8)), logits.argmax(-1))
+    assert torch.equal(choose(Processors(params, 50)(logits, None), params, range(8), range(8)), logits.argmax(-1))

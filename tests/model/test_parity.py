@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from gptcli.config.schema import ModelConfig
 from gptcli.model import GPT
+from tests.conftest import decode_tensor
 
 transformers = pytest.importorskip("transformers")
 
@@ -75,33 +75,9 @@ def test_gpt1_equals_transformers() -> None:
 # ---- gpt-nano-sort: a real trained model ------------------------------------------------------------------------
 
 
-def decode(entry: dict) -> torch.Tensor:
-    raw = torch.frombuffer(bytearray(base64.b64decode(entry["data"])), dtype=torch.float32)
-    return raw.view(entry["shape"])
-
-
-@pytest.fixture
-def nano_sort(shared_data: Path) -> GPT:
-    tree = json.loads((shared_data / "weights/gpt-nano-sort/gpt-nano-sort-model.json").read_text())
-    model = GPT(
-        ModelConfig(
-            n_layer=3,
-            n_head=3,
-            n_embd=48,
-            context_length=11,
-            vocab_size=3,
-            vocab_pad_multiple=1,
-            tie_embeddings=False,
-        )
-    ).eval()
-    weights = {n.removeprefix("transformer."): decode(e) for n, e in tree.items() if n != "config"}
-    model.load_state_dict({n: t for n, t in weights.items() if not n.endswith(".attn.bias")})
-    return model
-
-
 def test_real_weights_give_the_published_tensors(nano_sort: GPT, shared_data: Path) -> None:
     partials = json.loads((shared_data / "weights/gpt-nano-sort/gpt-nano-sort-t0-partials.json").read_text())
-    tokens = decode(partials["idx"]).long()
+    tokens = decode_tensor(partials["idx"]).long()
     found: dict[str, torch.Tensor] = {}
     names = {
         "ln1": nano_sort.h[0].ln_1,
@@ -117,7 +93,7 @@ def test_real_weights_give_the_published_tensors(nano_sort: GPT, shared_data: Pa
     found |= {"lm_head": logits, "probs": logits.softmax(-1)}
     for name, value in found.items():
         torch.testing.assert_close(
-            value, decode(partials[name]), atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            value, decode_tensor(partials[name]), atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
