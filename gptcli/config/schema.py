@@ -244,7 +244,7 @@ class Recipe:
     run: RunBlock = key(RunBlock(), "name, place and seed")
     init_from: str | None = key(None, "a checkpoint whose weights to start from, instead of model")
     model: ModelConfig | None = key(None, "the shape of a new model")
-    tokenizer: str | None = key(None, "gpt2 | bytes | char | bpe:SIZE | PATH; with init_from: the checkpoint's")
+    tokenizer: str | None = key(None, "gpt1 | gpt2 | bytes | char | bpe:SIZE | PATH; with init_from: the checkpoint's")
     data: DataBlock = key(DataBlock(), "what to train on")
     optim: OptimBlock = key(OptimBlock(), "how to step")
     train: TrainBlock = key(..., "how long, how large, how often")

@@ -11,7 +11,7 @@ def validate(recipe: Recipe, where: str) -> None:
     if (recipe.model is None) == (recipe.init_from is None):
         raise UserError(f"{where}: model, init_from: give exactly one of them")
     if recipe.tokenizer is None and recipe.model is not None and recipe.data.path is None and not recipe.data.mixture:
-        raise UserError(f"{where}: tokenizer: missing (gpt2 | bytes | char | bpe:SIZE | a path)")
+        raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
     for problem in (
         _model_problem(recipe.model),
         _data_problem(recipe.data),

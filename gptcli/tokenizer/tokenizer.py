@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from gptcli.errors import UserError
+from gptcli.tokenizer.gpt1 import NORMALIZERS
 
 END_OF_TEXT = "<|endoftext|>"
 ROLES = ("eos", "bos", "pad", "unk")
+NORMALIZER_KEY = "gptcli_normalizer"
 
 
 class Tokenizer:
@@ -21,10 +25,16 @@ class Tokenizer:
     Special tokens are those that the files name: `tokenizer_config.json` beside tokenizer.json gives each role
     its token, as Hugging Face does; a lone tokenizer.json names end-of-text by holding the special token
     `<|endoftext|>`. Nothing else is guessed. A role that no file names is None.
+
+    `normalizer` names what is done to text before the backend gets it, where that is more than tokenizer.json can
+    say; tokenizer_config.json keeps the name.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, special: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, special: dict[str, str] | None = None, normalizer: str | None = None
+    ) -> None:
         self.backend = backend
+        self.normalizer = normalizer
         # Text that looks like a special token is text: only `parse_special` lets it through as one.
         self.backend.encode_special_tokens = True
         self.backend.no_padding()
@@ -53,7 +63,14 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{file}: not a tokenizer.json ({error})") from error
-        return cls(backend, _read_roles(file.parent / "tokenizer_config.json"))
+        config_file = file.parent / "tokenizer_config.json"
+        config = _read_config(config_file)
+        if config is None:
+            return cls(backend)
+        normalizer = config.get(NORMALIZER_KEY)
+        if normalizer not in (None, *NORMALIZERS):
+            raise UserError(f"{config_file}: {NORMALIZER_KEY}: {normalizer!r}; expected {' | '.join(NORMALIZERS)}")
+        return cls(backend, _roles(config), normalizer)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json."""
@@ -61,6 +78,9 @@ class Tokenizer:
         (folder / "tokenizer.json").write_text(self.to_json(), "utf-8")
         config = {f"{role}_token": token for role, token in self.special.items()}
         config["tokenizer_class"] = "PreTrainedTokenizerFast"
+        if self.normalizer is not None:
+            config[NORMALIZER_KEY] = self.normalizer
+            config["tokenizer_class"] = "OpenAIGPTTokenizer"  # where ours is not at hand, the nearest to it
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
 
     def to_json(self) -> str:
@@ -70,7 +90,7 @@ class Tokenizer:
     def hash(self) -> str:
         """Of everything that decides ids; two tokenizers of one hash give the same tokens."""
         roles = json.dumps(self.special, sort_keys=True)
-        return hashlib.sha256((self.backend.to_str() + roles).encode()).hexdigest()[:16]
+        return hashlib.sha256((self.backend.to_str() + roles + (self.normalizer or "")).encode()).hexdigest()[:16]
 
     # ---- ids -----------------------------------------------------------------------------------------------
 
@@ -106,12 +126,25 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False) -> list[list[int]]:
         for text in texts:
             self._check(text, parse_special)
+        if self.normalizer is not None:
+            texts = [self._normalize(text, parse_special) for text in texts]
         self.backend.encode_special_tokens = not parse_special
         try:
             encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         finally:
             self.backend.encode_special_tokens = True
         return [e.ids for e in encoded]
+
+    def _normalize(self, text: str, parse_special: bool) -> str:
+        """The text as the backend expects it; a special token that is to be parsed stays as it is."""
+        normalize = NORMALIZERS[self.normalizer or ""]
+        added = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        if not parse_special or not added:
+            return normalize(text)
+        longest_first = sorted(added, key=len, reverse=True)
+        plain_and_special = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        plain_and_special[::2] = map(normalize, plain_and_special[::2])
+        return " ".join(plain_and_special)
 
     def _check(self, text: str, parse_special: bool) -> None:
         if not text.isascii():
@@ -139,8 +172,8 @@ def _alphabet(backend: tokenizers.Tokenizer) -> frozenset[str] | None:
     return frozenset(vocab) if all(len(token) == 1 for token in vocab) else None
 
 
-def _read_roles(file: Path) -> dict[str, str] | None:
-    """role -> token from a Hugging Face tokenizer_config.json, None where there is no such file."""
+def _read_config(file: Path) -> dict[str, Any] | None:
+    """A Hugging Face tokenizer_config.json, None where there is no such file."""
     try:
         config = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
@@ -149,6 +182,11 @@ def _read_roles(file: Path) -> dict[str, str] | None:
         raise UserError(f"{file}: not JSON ({error})") from error
     if not isinstance(config, dict):
         raise UserError(f"{file}: not a JSON object")
+    return config
+
+
+def _roles(config: dict[str, Any]) -> dict[str, str]:
+    """role -> token."""
     roles = {}
     for role in ROLES:
         token = config.get(f"{role}_token")
