@@ -22,7 +22,7 @@ def tokenize(
     out: Annotated[Path | None, typer.Option("--out", "-o", metavar="DIR", help="Write token shards here.")] = None,
     tokenizer: Annotated[
         str,
-        typer.Option("--tokenizer", "-t", metavar="SPEC", help="gpt2 | bytes | char | bpe:SIZE | a path."),
+        typer.Option("--tokenizer", "-t", metavar="SPEC", help="gpt1 | gpt2 | bytes | char | bpe:SIZE | a path."),
     ] = "gpt2",
     decode: Annotated[bool, typer.Option("--decode", help="Filter the other way: ids (NDJSON) to text.")] = False,
     parse_special: Annotated[
@@ -105,7 +105,7 @@ def _filter(spec: str, decode: bool, parse_special: bool, quiet: bool) -> None:
     def no_text() -> Iterator[str]:
         raise UserError(f"--tokenizer {spec}: is not at hand here; name a tokenizer.json or a folder with one")
 
-    chosen = resolve_tokenizer(spec, no_text, say=lambda s: None)
+    chosen = resolve_tokenizer(spec, no_text, say=lambda s: _say(s, quiet))
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
             text = line.decode("utf-8").removesuffix("\n")

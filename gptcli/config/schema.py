@@ -301,7 +301,7 @@ class Recipe:
         None, "with init_from: stretch its context to this many tokens (model/extend.py says how)", ge=1
     )
     model: ModelConfig | None = key(None, "the shape of a new model")
-    tokenizer: str | None = key(None, "gpt2 | bytes | char | bpe:SIZE | PATH; with init_from: the checkpoint's")
+    tokenizer: str | None = key(None, "gpt1 | gpt2 | bytes | char | bpe:SIZE | PATH; with init_from: the checkpoint's")
     data: DataBlock = key(DataBlock(), "what to train on")
     optim: OptimBlock = key(OptimBlock(), "how to step")
     train: TrainBlock = key(..., "how long, how large, how often")

@@ -13,7 +13,7 @@ def validate(recipe: Recipe, where: str) -> None:
     if recipe.context_length is not None and recipe.init_from is None:
         raise UserError(f"{where}: context_length: belongs to init_from; a new model's is model.context_length")
     if recipe.tokenizer is None and recipe.model is not None and recipe.data.path is None and not recipe.data.mixture:
-        raise UserError(f"{where}: tokenizer: missing (gpt2 | bytes | char | bpe:SIZE | a path)")
+        raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
     for problem in (
         _model_problem(recipe.model),
         _data_problem(recipe.data),

@@ -19,7 +19,7 @@ import numpy as np
 from gptcli.data.sources import SourceReader
 from gptcli.errors import UserError
 from gptcli.tokenizer import Tokenizer
-from gptcli.tokenizer.resolve import from_path, gpt2_file, needs_text, resolve_tokenizer
+from gptcli.tokenizer.resolve import fingerprint, resolve_tokenizer
 
 FORMAT_VERSION = 1
 BATCH_BYTES = 2 << 20
@@ -225,12 +225,14 @@ def _batched(parts: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]
 
 
 def _end_of_text(tokenizer: Tokenizer) -> list[int]:
-    if tokenizer.eos_id is None:
-        raise UserError(
-            "this tokenizer names no end-of-text token to put between documents; "
-            'name one in tokenizer_config.json beside it: {"eos_token": "..."}'
-        )
-    return [tokenizer.eos_id]
+    if tokenizer.eos_id is not None:
+        return [tokenizer.eos_id]
+    if tokenizer.normalizer is not None:  # GPT-1's vocabulary has no such token: its books follow one another
+        return []
+    raise UserError(
+        "this tokenizer names no end-of-text token to put between documents; "
+        'name one in tokenizer_config.json beside it: {"eos_token": "..."}'
+    )
 
 
 def _dtype(tokenizer: Tokenizer) -> np.dtype:
@@ -290,10 +292,5 @@ class Corpus:
     def key(self, tokenizer_spec: str) -> str:
         """Changes whenever the tokens would."""
         files = {name: reader.fingerprint() for name, reader in self._readers.items()}
-        path = Path(tokenizer_spec)
-        if path.exists() and tokenizer_spec != "bytes" and not needs_text(tokenizer_spec):
-            tokenizer_spec = from_path(path).hash
-        elif tokenizer_spec == "gpt2":
-            tokenizer_spec += " of the hub" if gpt2_file() else " stand-in"
-        plain = json.dumps([FORMAT_VERSION, files, tokenizer_spec, self.val_fraction, self.split])
+        plain = json.dumps([FORMAT_VERSION, files, fingerprint(tokenizer_spec), self.val_fraction, self.split])
         return hashlib.sha256(plain.encode()).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""Making tokenizers: byte-level BPE trained on text, GPT-2's from its files, bytes, characters."""
+"""Making tokenizers: byte-level BPE trained on text, GPT-2's and GPT-1's from their files, bytes, characters."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from gptcli.errors import UserError
+from gptcli.tokenizer import gpt1
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 BYTES = 256
+UNKNOWN, END_OF_WORD = "<unk>", "</w>"
+# The files of a vocabulary and its merges: OpenAI's for GPT-2, Hugging Face's, OpenAI's for GPT-1.
+PAIRS = (
+    ("encoder.json", "vocab.bpe"),
+    ("vocab.json", "merges.txt"),
+    ("encoder_bpe_40000.json", "vocab_40000.bpe"),
+)
 
 
 def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = False) -> Tokenizer:
@@ -50,25 +58,45 @@ def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
 
 def gpt2_from_files(folder: str | Path) -> Tokenizer:
     """OpenAI's encoder.json + vocab.bpe, or the same as vocab.json + merges.txt."""
-    folder = Path(folder)
-    for vocab_name, merges_name in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
-        if (folder / vocab_name).is_file() and (folder / merges_name).is_file():
-            break
-    else:
-        raise UserError(f"{folder}: holds no tokenizer.json, encoder.json + vocab.bpe or vocab.json + merges.txt")
+    backend = _byte_level(_bpe(Path(folder)))
+    return Tokenizer(backend) if backend.token_to_id(END_OF_TEXT) is None else _with_end_of_text(backend)
+
+
+def gpt1_from_files(folder: str | Path) -> Tokenizer:
+    """OpenAI's encoder_bpe_40000.json + vocab_40000.bpe, or the same as vocab.json + merges.txt.
+
+    `<unk>` stands for a character that was in none of GPT-1's books. No token ends a text."""
+    backend = tokenizers.Tokenizer(_bpe(Path(folder), unk_token=UNKNOWN, end_of_word_suffix=END_OF_WORD))
+    backend.pre_tokenizer = pre_tokenizers.Split(" ", "removed")  # not at any white space: a newline is a word
+    backend.decoder = decoders.BPEDecoder(suffix=END_OF_WORD)
+    backend.add_special_tokens([tokenizers.AddedToken(UNKNOWN, special=True, normalized=False)])
+    return Tokenizer(backend, {"unk": UNKNOWN}, gpt1.at_hand())
+
+
+def holds_gpt1(folder: Path) -> bool:
+    """Whether the folder has GPT-1's pair of files: its vocabulary alone holds a newline that is a word."""
+    found = _find_pair(folder)
+    return found is not None and json.dumps("\n" + END_OF_WORD) in found[0].read_text("utf-8", "replace")
+
+
+def _find_pair(folder: Path) -> tuple[Path, Path] | None:
+    pairs = ((folder / vocab, folder / merges) for vocab, merges in PAIRS)
+    return next((pair for pair in pairs if all(file.is_file() for file in pair)), None)
+
+
+def _bpe(folder: Path, **options: str) -> models.BPE:
+    """The folder's pair of files as a BPE. Raises UserError if they make none."""
+    found = _find_pair(folder)
+    if found is None:
+        raise UserError(f"{folder}: holds no tokenizer.json, nor {' nor '.join(map(' + '.join, PAIRS))}")
+    vocab_file, merges_file = found
     try:
-        vocab = json.loads((folder / vocab_name).read_text("utf-8"))
-        lines = (folder / merges_name).read_text("utf-8").split("\n")
+        vocab = json.loads(vocab_file.read_text("utf-8"))
+        lines = merges_file.read_text("utf-8").split("\n")
         pairs = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-        merges = [(left, right) for left, right in pairs]
-        backend = _byte_level(models.BPE(vocab=vocab, merges=merges))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{folder}: {vocab_name} and {merges_name} do not make a BPE ({error})") from error
+        return models.BPE(vocab=vocab, merges=[(left, right) for left, right in pairs], **options)
     except Exception as error:  # the library raises bare Exception
-        raise UserError(f"{folder}: {vocab_name} and {merges_name} do not make a BPE ({error})") from error
-    if END_OF_TEXT in vocab:
-        backend.add_special_tokens([tokenizers.AddedToken(END_OF_TEXT, special=True, normalized=False)])
-    return Tokenizer(backend)
+        raise UserError(f"{folder}: {vocab_file.name} and {merges_file.name} do not make a BPE ({error})") from error
 
 
 def byte_alphabet() -> list[str]:

@@ -31,6 +31,9 @@ class StreamDecoder:
         if text.endswith(REPLACEMENT):
             return self._emit(text, len(text) - 1)
         chunk = self._emit(text, len(text))
+        if not chunk:  # a special token that is left out is no context: what follows may need the one before
+            self._window.pop()
+            return ""
         self._window, self._clean = self._window[self._clean :], len(self._window) - self._clean
         self._said = len(self._decode())
         return chunk

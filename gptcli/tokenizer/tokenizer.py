@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import tokenizers
 
 from gptcli.errors import UserError
+from gptcli.tokenizer.gpt1 import NORMALIZERS
 
 END_OF_TEXT = "<|endoftext|>"
 ROLES = ("eos", "bos", "pad", "unk")
+NORMALIZER_KEY = "gptcli_normalizer"
 
 
 class Tokenizer:
@@ -22,16 +25,20 @@ class Tokenizer:
     Special tokens are those that the files name: `tokenizer_config.json` beside tokenizer.json gives each role
     its token, as Hugging Face does; a lone tokenizer.json names end-of-text by holding the special token
     `<|endoftext|>`. Nothing else is guessed. A role that no file names is None.
+
+    `normalizer` names what is done to text before the backend gets it, where that is more than tokenizer.json can
+    say; tokenizer_config.json keeps the name.
     """
 
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
         special: dict[str, str] | None = None,
+        normalizer: str | None = None,
         *,
         chat_template: str | None = None,
     ) -> None:
-        self.backend, self.chat_template = backend, chat_template
+        self.backend, self.normalizer, self.chat_template = backend, normalizer, chat_template
         # Text that looks like a special token is text: only `parse_special` lets it through as one.
         self.backend.encode_special_tokens = True
         self.backend.no_padding()
@@ -60,7 +67,8 @@ class Tokenizer:
             backend = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{file}: not a tokenizer.json ({error})") from error
-        return cls(backend, _read_roles(file.parent), chat_template=_read_chat_template(file.parent))
+        normalizer = _read_normalizer(file.parent / "tokenizer_config.json")
+        return cls(backend, _read_roles(file.parent), normalizer, chat_template=_read_chat_template(file.parent))
 
     def save(self, folder: str | Path, *, context_length: int | None = None) -> None:
         """Write tokenizer.json and tokenizer_config.json, in which others look for the model's context_length."""
@@ -72,6 +80,9 @@ class Tokenizer:
             config["model_max_length"] = context_length
         if self.chat_template is not None:
             config["chat_template"] = self.chat_template
+        if self.normalizer is not None:
+            config[NORMALIZER_KEY] = self.normalizer
+            config["tokenizer_class"] = "OpenAIGPTTokenizer"  # where ours is not at hand, the nearest to it
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False), "utf-8")
 
     def to_json(self) -> str:
@@ -80,13 +91,14 @@ class Tokenizer:
     def with_role(self, role: str, token: str) -> Tokenizer:
         """The same tokenizer with one more special token known by its role."""
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        return Tokenizer(backend, {**self.special, role: token}, chat_template=self.chat_template)
+        special = {**self.special, role: token}
+        return Tokenizer(backend, special, self.normalizer, chat_template=self.chat_template)
 
     @property
     def hash(self) -> str:
         """Of everything that decides ids; two tokenizers of one hash give the same tokens."""
         roles = json.dumps(self.special, sort_keys=True)
-        return hashlib.sha256((self.backend.to_str() + roles).encode()).hexdigest()[:16]
+        return hashlib.sha256((self.backend.to_str() + roles + (self.normalizer or "")).encode()).hexdigest()[:16]
 
     # ---- ids -----------------------------------------------------------------------------------------------
 
@@ -132,12 +144,25 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False) -> list[list[int]]:
         for text in texts:
             self._check(text, parse_special)
+        if self.normalizer is not None:
+            texts = [self._normalize(text, parse_special) for text in texts]
         self.backend.encode_special_tokens = not parse_special
         try:
             encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         finally:
             self.backend.encode_special_tokens = True
         return [e.ids for e in encoded]
+
+    def _normalize(self, text: str, parse_special: bool) -> str:
+        """The text as the backend expects it; a special token that is to be parsed stays as it is."""
+        normalize = NORMALIZERS[self.normalizer or ""]
+        added = [token.content for token in self.backend.get_added_tokens_decoder().values() if token.special]
+        if not parse_special or not added:
+            return normalize(text)
+        longest_first = sorted(added, key=len, reverse=True)
+        plain_and_special = re.split(f"({'|'.join(map(re.escape, longest_first))})", text)
+        plain_and_special[::2] = map(normalize, plain_and_special[::2])
+        return " ".join(plain_and_special)
 
     def _check(self, text: str, parse_special: bool) -> None:
         if not text.isascii():
@@ -180,6 +205,13 @@ def _read_roles(folder: Path) -> dict[str, str] | None:
             if token:
                 roles[role] = str(token)
     return roles
+
+
+def _read_normalizer(file: Path) -> str | None:
+    name = _read_object(file).get(NORMALIZER_KEY)
+    if name not in (None, *NORMALIZERS):
+        raise UserError(f"{file}: {NORMALIZER_KEY}: {name!r}; expected {' | '.join(NORMALIZERS)}")
+    return name
 
 
 def _read_chat_template(folder: Path) -> str | None:

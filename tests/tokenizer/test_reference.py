@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import random
@@ -70,6 +71,22 @@ def test_gpt2_ids_are_tiktokens(gpt2, openais, name):
     ids = gpt2.encode(SAMPLES[name])
     assert ids == openais.encode_ordinary(SAMPLES[name])
     assert gpt2.decode(ids) == SAMPLES[name]
+
+
+@pytest.mark.parametrize("name", ["wikitext2/test.txt", "song_ci_zh.txt", "code"])
+def test_gpt2_ids_are_tiktokens_on_whole_files(gpt2, openais, shared_data, name):
+    """English, Chinese, and the code of a module with long strings, tables and every kind of indentation."""
+    file = Path(argparse.__file__) if name == "code" else shared_data / "text" / name
+    text = file.read_text("utf-8")[:500_000]
+    ids = gpt2.encode(text)
+    assert ids == openais.encode_ordinary(text)
+    assert gpt2.decode(ids) == text
+
+
+@given(raw=st.binary(max_size=200))
+def test_gpt2_ids_are_tiktokens_on_random_bytes(gpt2, openais, raw):
+    for text in (raw.decode("utf-8", "replace"), raw.decode("latin-1")):
+        assert gpt2.encode(text) == openais.encode_ordinary(text)
 
 
 @given(text=st.text())

@@ -104,13 +104,8 @@ def test_end_of_text_is_the_last_id_and_nothing_is_made_up(tokenizer):
 
 def test_vocabulary_sizes():
     assert (BYTES.vocab_size, CHAR.vocab_size, BPE.vocab_size) == (257, len(LETTERS) + 1, 300)
-    assert [known_vocab_size(s) for s in ("bytes", "bpe:300", "gpt2", "char", None)] == [
-        257,
-        300,
-        50257,
-        None,
-        None,
-    ]
+    sizes = {"bytes": 257, "bpe:300": 300, "gpt1": 40478, "gpt2": 50257, "char": None, None: None}
+    assert {spec: known_vocab_size(spec) for spec in sizes} == sizes
     assert [needs_text(s) for s in ("char", "bpe:300", "bytes", "gpt2")] == [True, True, False, False]
 
 
