@@ -53,7 +53,7 @@ class LoadedModel:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        return self.engine._require_tokenizer()
+        return self.engine.require_tokenizer()
 
     def generate(self, prompt: str = "", **sampling: Any) -> str:
         """The text that follows `prompt`. Keywords are those of SamplingParams: max_new_tokens, top_p, seed, ..."""

@@ -30,6 +30,7 @@ def generate(
     min_new_tokens: sampling.MinNewTokens = 0,
     stop: sampling.Stop = None,
     ignore_eos: sampling.IgnoreEos = False,
+    on_overflow: sampling.OnOverflow = "slide",
     temperature: sampling.Temperature = 1.0,
     top_k: sampling.TopK = None,
     top_p: sampling.TopP = None,

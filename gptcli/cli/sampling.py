@@ -15,6 +15,9 @@ MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="Stop 
 MinNewTokens = Annotated[int, typer.Option(metavar="N", show_default=False, help="No end-of-text before this many.")]
 Stop = Annotated[list[str] | None, typer.Option(metavar="TEXT", help="End before this text. Repeatable.")]
 IgnoreEos = Annotated[bool, typer.Option("--ignore-eos", help="Go on after end-of-text.")]
+OnOverflow = Annotated[
+    str, typer.Option(metavar="slide|refuse", help="Past the context: slide the view by half of it, or refuse.")
+]
 Temperature = Annotated[float, typer.Option(metavar="X", help="Divides the logits; 0: greedy.")]
 TopK = Annotated[int | None, typer.Option(metavar="N", help="Keep the N likeliest tokens.")]
 TopP = Annotated[float | None, typer.Option(metavar="P", help="Keep the likeliest tokens up to mass P.")]

@@ -203,6 +203,9 @@ class SamplingParams:
     max_new_tokens: int = key(200, "stop after this many", ge=1)
     min_new_tokens: int = key(0, "no end-of-text before this many", ge=0)
     stop: list[str] = key([], "strings that end the text; they are cut off")
+    on_overflow: Literal["slide", "refuse"] = key(
+        "slide", "where prompt and new tokens exceed the context: slide the view by half a context, or refuse"
+    )
     ignore_eos: bool = key(False, "go on after end-of-text")
     seed: int = key(0, "the same seed gives the same text, whatever else is in the batch", ge=0, lt=2**63)
 

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
-from gptcli.generate.engine import Completion, Engine, window_start
+from gptcli.generate.engine import Completion, Engine
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
+from gptcli.generate.scheduler import window_start
 from gptcli.generate.text import TextStream
 from gptcli.model import KVCache
 
@@ -147,7 +148,7 @@ class _Reader:
         length = len(self.prompt) + len(beams[0].ids)
         if window_start(length, self.limit) != window_start(length - 1, self.limit):
             return self.begin(beams)
-        self.cache.select(torch.tensor(parents, device=self.engine.device))
+        self.cache.select(parents)
         return self._forward(torch.tensor([[b.ids[-1]] for b in beams], device=self.engine.device))
 
     def _forward(self, tokens: Tensor) -> Tensor:

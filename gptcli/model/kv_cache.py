@@ -6,6 +6,8 @@ came with. So a slot is also a position, causality is `key slot <= query slot`, 
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +18,10 @@ from gptcli.config.schema import ModelConfig
 
 @dataclass(frozen=True)
 class CacheStep:
-    """Where the tokens of one forward go: slots (B, T), the last slot + 1 of any row, tokens per row (B,)."""
+    """Where the tokens of one forward go: slots (B, T), the last slot + 1 of any row, tokens per row."""
 
     slots: Tensor
-    counts: Tensor | int
+    counts: list[int]
     start: int
     end: int
     uniform: bool
@@ -29,7 +31,8 @@ class CacheStep:
 class KVCache:
     """Room for `capacity` tokens in each of `batch` rows; (B, kv heads, capacity + 1, D) per layer and kind.
 
-    The slot after the last is where padding is thrown.
+    The slot after the last is where padding is thrown. Lengths are kept on the host, so that no step waits for
+    the device to know its shapes.
     """
 
     def __init__(
@@ -44,26 +47,33 @@ class KVCache:
         shape = (batch, config.kv_heads, capacity + 1, config.head_dim)
         self.k = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
         self.v = [torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
-        self.capacity = capacity
-        self.lengths = torch.zeros(batch, dtype=torch.long, device=device)
-        # Host-side bounds, so that no step waits for the device.
-        self.max_length = 0
-        self.uniform = True  # every row has exactly max_length tokens
+        self.capacity, self.batch, self.first = capacity, batch, 0
+        self._lengths = [0] * batch  # shared with the views that `rows` gives
+
+    @property
+    def lengths(self) -> list[int]:
+        return self._lengths[self.first : self.first + self.batch]
+
+    # ---- one forward ---------------------------------------------------------------------------------------
 
     def begin(self, tokens: Tensor, attention_mask: Tensor | None) -> CacheStep:
         """Slots for `tokens` (B, T), of which only those kept by attention_mask (B, T) are stored."""
         B, T = tokens.shape
-        end = self.max_length + T
-        if end > self.capacity:
-            raise ValueError(f"the cache holds {self.capacity} tokens, {end} are needed")
-        uniform = self.uniform and attention_mask is None
-        if uniform:
-            slots = torch.arange(self.max_length, end, device=tokens.device).expand(B, T)
-            return CacheStep(slots, T, self.max_length, end, True, None)
-        keep = torch.ones_like(tokens, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        counts = keep.sum(1)
-        slots = (self.lengths[:, None] + keep.cumsum(1) - 1).clamp(min=0)
-        return CacheStep(slots, counts, self.max_length, end, False, keep)
+        lengths = self.lengths
+        longest = max(lengths)
+        if longest + T > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} tokens, {longest + T} are needed")
+        if attention_mask is None:
+            if min(lengths) == longest:
+                slots = torch.arange(longest, longest + T, device=tokens.device).expand(B, T)
+                return CacheStep(slots, [T] * B, longest, longest + T, True, None)
+            starts = torch.tensor(lengths, device=tokens.device)
+            slots = starts[:, None] + torch.arange(T, device=tokens.device)
+            return CacheStep(slots, [T] * B, longest, longest + T, False, torch.ones_like(tokens, dtype=torch.bool))
+        keep = attention_mask.bool()
+        starts = torch.tensor(lengths, device=tokens.device)
+        slots = (starts[:, None] + keep.cumsum(1) - 1).clamp(min=0)
+        return CacheStep(slots, keep.sum(1).tolist(), longest, longest + T, False, keep)
 
     def update(self, layer: int, k: Tensor, v: Tensor, step: CacheStep) -> tuple[Tensor, Tensor]:
         """Store k, v (B, H, T, D) of one layer; returns all keys and values up to the longest row."""
@@ -80,16 +90,52 @@ class KVCache:
         return K[:, :, : step.end], V[:, :, : step.end]
 
     def advance(self, step: CacheStep) -> None:
-        self.lengths = self.lengths + step.counts
-        self.max_length = step.end
-        self.uniform = step.uniform
+        for i, count in enumerate(step.counts):
+            self._lengths[self.first + i] += count
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be taken several times (beams, samples of one prompt)."""
-        self.k = [k[rows] for k in self.k]
-        self.v = [v[rows] for v in self.v]
-        self.lengths = self.lengths[rows]
+    # ---- rows ----------------------------------------------------------------------------------------------
 
-    def tighten(self, max_length: int) -> None:
-        """Tell the true longest length after ragged steps, which the host can only bound."""
-        self.max_length = max_length
+    def rows(self, start: int, stop: int) -> KVCache:
+        """These rows alone, in the same memory: what a forward adds to them is added here."""
+        view = copy.copy(self)
+        view.k, view.v = [k[start:stop] for k in self.k], [v[start:stop] for v in self.v]
+        view.first, view.batch = self.first + start, stop - start
+        return view
+
+    def select(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may be taken several times (beams)."""
+        index = torch.tensor(rows, device=self.k[0].device)
+        longest = max(self.lengths[row] for row in rows)
+        for kind in (self.k, self.v):
+            for layer, stored in enumerate(kind):
+                chosen = stored[index, :, :longest]
+                if len(rows) != self.batch:
+                    kind[layer] = stored.new_zeros(len(rows), *stored.shape[1:])
+                kind[layer][:, :, :longest] = chosen
+        self._lengths, self.batch, self.first = [self.lengths[row] for row in rows], len(rows), 0
+
+    def copy_row(self, source: int, target: int, length: int | None = None) -> None:
+        """The first `length` tokens of a row (all of them) take the place of another's."""
+        length = self.lengths[source] if length is None else length
+        for kind in (self.k, self.v):
+            for stored in kind:
+                stored[target, :, :length] = stored[source, :, :length]
+        self.set_length(target, length)
+
+    def set_length(self, row: int, length: int) -> None:
+        """Forget a row's tokens from `length` on."""
+        self._lengths[self.first + row] = length
+
+    def grow(self, batch: int, capacity: int) -> None:
+        """At least so much room; what is stored stays."""
+        batch, capacity = max(batch, self.batch), max(capacity, self.capacity)
+        if (batch, capacity) == (self.batch, self.capacity):
+            return
+        longest = max(self._lengths)
+        for kind in (self.k, self.v):
+            for layer, stored in enumerate(kind):
+                H, D = stored.shape[1], stored.shape[3]
+                kind[layer] = stored.new_zeros(batch, H, capacity + 1, D)
+                kind[layer][: self.batch, :, :longest] = stored[:, :, :longest]
+        self._lengths += [0] * (batch - self.batch)
+        self.batch, self.capacity = batch, capacity

@@ -13,7 +13,7 @@ import torch
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.generate import Engine, complete
 from gptcli.generate.beam import Beam, beam_search
-from gptcli.generate.engine import window_start
+from gptcli.generate.scheduler import window_start
 from gptcli.model import GPT, KVCache, Output
 from gptcli.tokenizer.build import byte_tokenizer
 

@@ -10,7 +10,7 @@ import torch
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate import Engine
-from gptcli.generate.engine import window_start
+from gptcli.generate.scheduler import window_start
 from gptcli.generate.text import TextStream
 from gptcli.model import GPT
 from gptcli.tokenizer.build import byte_tokenizer
@@ -66,7 +66,7 @@ def test_sliding_views_equal_recomputation(shape: dict) -> None:
     params = SamplingParams(max_new_tokens=30, temperature=0.0, ignore_eos=True)
     rows: list[list[int]] = [list(p) for p in prompts]
     for token in engine.tokens(prompts, params):
-        ids = rows[token.row]
+        ids = rows[token.key]
         view = torch.tensor([ids[window_start(len(ids), 12) :]])
         assert view.shape[1] <= 12
         logits = engine.model(view).logits[0, -1]

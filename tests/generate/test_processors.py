@@ -213,7 +213,7 @@ def test_bad_words_are_banned_with_and_without_their_space() -> None:
 def test_every_key_is_used_or_left_to_the_engine() -> None:
     """A key that nothing reads would be a silent lie; those of processors change logits or needs."""
     elsewhere = {
-        "max_new_tokens", "stop", "ignore_eos", "seed", "top_p_mode", "bad_words",
+        "max_new_tokens", "stop", "ignore_eos", "on_overflow", "seed", "top_p_mode", "bad_words",
         "num_beams", "length_penalty", "early_stopping", "best_of", "best_of_score", "num_return",
     }  # fmt: skip
     names = {f.name for f in dataclasses.fields(SamplingParams)}

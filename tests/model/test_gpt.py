@@ -111,7 +111,7 @@ def test_ragged_rows_in_one_cache_equal_single_rows(name: str, side: str) -> Non
         batch[i, place], mask[i, place] = rows[i][0, :n], True
     cache = KVCache(model.config, 3, 12)
     got = [model(batch, attention_mask=mask, cache=cache, last_only=True).logits]
-    assert cache.lengths.tolist() == lengths
+    assert cache.lengths == lengths
     for step in range(4):
         newest = torch.stack([rows[i][0, n + step] for i, n in enumerate(lengths)])[:, None]
         got.append(model(newest, cache=cache).logits)
@@ -124,7 +124,7 @@ def test_cache_rows_can_be_selected_and_repeated() -> None:
     model, x = make("gpt3"), tokens(3, 6)
     cache = KVCache(model.config, 3, 10)
     model(x, cache=cache)
-    cache.select(torch.tensor([2, 0, 0]))
+    cache.select([2, 0, 0])
     newest = torch.tensor([[1], [2], [3]])
     got = model(newest, cache=cache).logits[:, -1]
     for i, row in enumerate([2, 0, 0]):

@@ -1,0 +1,250 @@
+"""Rows that are continued together: they join and leave between steps, and share what they have in common."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gptcli.config.schema import SamplingParams
+from gptcli.errors import UserError
+from gptcli.generate.penalties import History
+from gptcli.generate.processors import Processors
+from gptcli.generate.sampling import choose
+from gptcli.model import GPT, KVCache
+
+PREFILL_TOKENS = 8192  # of prompts read in one forward, padding included
+SHARED_PREFIX = 16  # a prompt's first tokens, by which another that begins alike is found
+
+
+@dataclass(frozen=True)
+class Request:
+    """A prompt to continue. `stream` numbers its random stream: with the same seed it gives the same tokens."""
+
+    key: Hashable
+    ids: Sequence[int]
+    params: SamplingParams
+    stream: int = 0
+    logprobs: bool = True
+
+
+@dataclass(frozen=True)
+class Token:
+    """One new token of one request. finish_reason is set on its last: eos (not part of the text) or length."""
+
+    key: Hashable
+    id: int
+    logprob: float | None
+    finish_reason: str | None
+
+
+@dataclass(eq=False)
+class _Row:
+    request: Request
+    processors: Processors
+    ids: list[int] = field(default_factory=list)
+
+    @property
+    def new(self) -> int:
+        return len(self.ids) - len(self.request.ids)
+
+
+def window_start(length: int, context_length: int) -> int:
+    """Where the model's view begins when it continues `length` tokens.
+
+    Up to the context's length it sees all. Beyond, the view slides by half a context at a time and is computed
+    anew, since shifted positions make old keys worthless; so a token's view depends on its place alone.
+    """
+    if length <= context_length:
+        return 0
+    stride = max(1, context_length // 2)
+    return -(-(length - context_length) // stride) * stride
+
+
+class Scheduler:
+    """Continuous batching over one cache, whose first rows are the requests under way.
+
+    A step reads the prompts that have joined, gives every row one token, and lets go of those that are done, the
+    last row taking a freed place. A row's tokens do not depend on what runs beside it.
+    """
+
+    def __init__(self, model: GPT, *, max_rows: int, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.max_rows = model, max_rows
+        self.device, self.limit = model.wte.weight.device, model.config.context_length
+        self._dtype = dtype
+        self._cache: KVCache | None = None
+        self._rows: list[_Row] = []
+        self._waiting: deque[_Row] = deque()
+        self._histories: dict[tuple[int, ...], History] = {}
+
+    def add(self, request: Request, processors: Processors) -> None:
+        """Queue a request; it joins when a row is free. Raises UserError if it cannot be continued at all."""
+        n, params = len(request.ids), request.params
+        if params.on_overflow == "refuse" and n + params.max_new_tokens > self.limit:
+            raise UserError(
+                f"the prompt's {n} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
+                f"{self.limit} (on_overflow: refuse)"
+            )
+        self._waiting.append(_Row(request, processors, list(request.ids)))
+
+    @torch.inference_mode()
+    def cancel(self, key: Hashable) -> None:
+        """Drop a request, waiting or under way; its row is free for the next step."""
+        self._waiting = deque(row for row in self._waiting if row.request.key != key)
+        self._leave([i for i, row in enumerate(self._rows) if row.request.key == key])
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._rows or self._waiting)
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    @torch.inference_mode()
+    def step(self) -> list[Token]:
+        """One token for every request under way."""
+        self._join()
+        if not self._rows:
+            return []
+        logits = torch.cat([self._read(start, stop) for start, stop in self._segments()])
+        tokens = self._choose(logits)
+        self._leave([i for i, token in enumerate(tokens) if token.finish_reason is not None])
+        return tokens
+
+    # ---- rows ----------------------------------------------------------------------------------------------
+
+    def _join(self) -> None:
+        while self._waiting and len(self._rows) < self.max_rows:
+            self._rows.append(self._waiting.popleft())
+        if not self._rows:
+            return
+        room = max(min(self.limit, len(r.request.ids) + r.request.params.max_new_tokens) for r in self._rows)
+        if self._cache is None:
+            self._cache = KVCache(self.model.config, len(self._rows), room, device=self.device, dtype=self._dtype)
+        self._cache.grow(len(self._rows), room)
+
+    def _leave(self, places: Sequence[int]) -> None:
+        """Free these rows. The last row moves into each hole."""
+        for i in sorted(places, reverse=True):
+            last = len(self._rows) - 1
+            assert self._cache is not None
+            if i != last:
+                self._cache.copy_row(last, i)
+            self._cache.set_length(last, 0)
+            self._rows[i] = self._rows[last]
+            self._rows.pop()
+        if places:
+            self._histories.clear()
+
+    # ---- reading -------------------------------------------------------------------------------------------
+
+    def _view(self, row: _Row) -> list[int]:
+        """The ids that the model sees of a row."""
+        start = window_start(len(row.ids), self.limit)
+        return row.ids[start:] if start else row.ids
+
+    def _segments(self) -> Iterator[tuple[int, int]]:
+        """Places [start, stop) of rows to read in one forward: those with one new token together, prompts in
+        batches. A prompt that begins like one of the same batch waits for the next, and copies."""
+        assert self._cache is not None
+        beginnings: dict[tuple[int, ...], int] = {}
+        start, widest = 0, 0
+        for i, row in enumerate(self._rows):
+            view = self._view(row)
+            if window_start(len(row.ids), self.limit) != window_start(len(row.ids) - 1, self.limit):
+                self._cache.set_length(i, 0)  # the view has slid
+            beginning = tuple(view[:SHARED_PREFIX])
+            alike = beginnings.get(beginning) if len(beginning) == SHARED_PREFIX else None
+            beginnings.setdefault(beginning, i)
+            fresh = len(view) - self._cache.lengths[i]
+            if i > start and (
+                (fresh == 1) != (widest == 1)
+                or (fresh > 1 and max(widest, fresh) * (i + 1 - start) > PREFILL_TOKENS)
+                or (alike is not None and alike >= start and fresh > 1)
+            ):
+                yield start, i
+                start, widest = i, 0
+            if alike is not None and self._cache.lengths[i] == 0 and alike < start:
+                fresh -= self._copy_beginning(alike, i, view)
+            widest = max(widest, fresh)
+        yield start, len(self._rows)
+
+    def _copy_beginning(self, source: int, target: int, view: list[int]) -> int:
+        """Take over what another row has read of the same tokens; how many. The last token is always read anew."""
+        assert self._cache is not None
+        theirs = self._view(self._rows[source])
+        most = min(len(view) - 1, self._cache.lengths[source])
+        shared = next((n for n in range(most) if view[n] != theirs[n]), most)
+        if shared:
+            self._cache.copy_row(source, target, shared)
+        return shared
+
+    def _read(self, start: int, stop: int) -> Tensor:
+        """Feed rows [start, stop) what they have not seen; logits (rows, V) of their next tokens."""
+        assert self._cache is not None
+        whole = (start, stop) == (0, self._cache.batch)
+        cache = self._cache if whole else self._cache.rows(start, stop)
+        lengths = cache.lengths
+        fresh = [self._view(row)[n:] for row, n in zip(self._rows[start:stop], lengths, strict=True)]
+        width = max(map(len, fresh))
+        mask = None
+        if min(map(len, fresh)) < width:
+            mask = torch.tensor([[j < len(ids) for j in range(width)] for ids in fresh], device=self.device)
+            # padding needs room too, which the longest row may not have left
+            if max(lengths) + width > cache.capacity:
+                return torch.cat([self._read(i, i + 1) for i in range(start, stop)])
+        tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids in fresh], device=self.device)
+        logits = self.model(tokens, attention_mask=mask, cache=cache, last_only=True).logits
+        return logits[:, -1]
+
+    # ---- choosing ------------------------------------------------------------------------------------------
+
+    def _choose(self, logits: Tensor) -> list[Token]:
+        """The next token of each row, and its log-probability under the model itself."""
+        picked = [0] * len(self._rows)
+        for processors, places in self._groups():
+            together = len(places) == len(self._rows)
+            chosen = self._choose_group(logits if together else logits[places], processors, places)
+            for place, token in zip(places, chosen, strict=True):
+                picked[place] = token
+        logprobs: list[float | None] = [None] * len(picked)
+        if any(row.request.logprobs for row in self._rows):
+            index = torch.tensor(picked, device=self.device)[:, None]
+            logprobs = logits.float().log_softmax(-1).gather(1, index)[:, 0].tolist()
+        tokens = []
+        for row, token, logprob in zip(self._rows, picked, logprobs, strict=True):
+            row.ids.append(token)
+            reason = "eos" if token == row.processors.eos_id else None
+            if reason is None and row.new >= row.request.params.max_new_tokens:
+                reason = "length"
+            tokens.append(Token(row.request.key, token, logprob if row.request.logprobs else None, reason))
+        return tokens
+
+    def _groups(self) -> list[tuple[Processors, list[int]]]:
+        """Rows by the processors that they share."""
+        groups: dict[int, tuple[Processors, list[int]]] = {}
+        for i, row in enumerate(self._rows):
+            groups.setdefault(id(row.processors), (row.processors, []))[1].append(i)
+        return list(groups.values())
+
+    def _choose_group(self, logits: Tensor, processors: Processors, places: list[int]) -> list[int]:
+        rows = [self._rows[i] for i in places]
+        history = self._history(rows) if processors.needs_history else None
+        processed = processors(logits, history)
+        streams, positions = [row.request.stream for row in rows], [row.new for row in rows]
+        picked = choose(processed, processors.params, streams, positions)
+        if history is not None:
+            history.append(picked)
+        return picked.tolist()
+
+    def _history(self, rows: list[_Row]) -> History:
+        """The rows' ids as a tensor, kept from step to step as long as the same rows go on."""
+        members = tuple(map(id, rows))
+        if members not in self._histories:
+            prompts = [len(row.request.ids) for row in rows]
+            self._histories = {members: History([row.ids for row in rows], prompts, self.device)}
+        return self._histories[members]
