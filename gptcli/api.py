@@ -15,6 +15,7 @@ from gptcli.config.validate import check_sampling
 from gptcli.dist.runtime import pick_device, pick_precision
 from gptcli.generate import Completion, Engine, complete
 from gptcli.generate.completions import Scorer
+from gptcli.generate.pack import pack
 from gptcli.model import GPT, Output
 from gptcli.modeldir import load_model, open_model_dir
 from gptcli.tokenizer import Tokenizer
@@ -46,6 +47,11 @@ class LoadedModel:
         dtype = pick_precision(precision, place)
         folder = open_model_dir(find_checkpoint(path))
         return cls(folder.path, load_model(folder, device=place, dtype=dtype), folder.tokenizer, dtype)
+
+    def packed(self, *, int8: bool = False) -> LoadedModel:
+        """The same model in the form that generates fastest (generate/pack.py); int8 weights on request."""
+        pack(self.model, int8=int8)
+        return self
 
     @property
     def config(self) -> ModelConfig:

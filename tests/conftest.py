@@ -141,3 +141,8 @@ class Finished:
     code: int
     out: str
     err: str
+
+    def json(self) -> Any:
+        """The one object on stdout."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)

@@ -27,6 +27,7 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Tokens a window moves on; left out: half the context (compression: a quarter)."),
     ] = None,
+    int8: options.Int8 = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     device: options.Device = "auto",
@@ -57,6 +58,11 @@ def evaluate(
     stride = stride or max(1, loaded.config.context_length // (4 if task == "compression" else 2))
     with _progress(quiet) as advance:
         found = measure(loaded.model, loaded.tokenizer, texts, stride=stride, dtype=loaded.dtype, advance=advance)
+    full = found
+    if int8:
+        loaded.packed(int8=True)
+        with _progress(quiet) as advance:
+            found = measure(loaded.model, loaded.tokenizer, texts, stride=stride, dtype=loaded.dtype, advance=advance)
     row: dict[str, Any] = {
         "task": task,
         "perplexity": found.perplexity,
@@ -70,6 +76,8 @@ def evaluate(
         "checkpoint": str(loaded.path),
         "tokenizer": loaded.tokenizer.hash,
     }
+    if int8:
+        row |= {"perplexity_unpacked": full.perplexity, "int8_cost": found.perplexity / full.perplexity - 1}
     if task == "compression":
         from gptcli.eval.compression import compressors
 
@@ -100,8 +108,9 @@ def texts_of_run(checkpoint: Path) -> tuple[list[str], list[str]]:
 
 def _table(row: dict[str, Any]) -> list[str]:
     if row["task"] == "perplexity":
+        cost = f" (int8: {row['int8_cost']:+.2%})" if "int8_cost" in row else ""
         return [
-            f"perplexity     {row['perplexity']:.3f} per token",
+            f"perplexity     {row['perplexity']:.3f} per token{cost}",
             f"bits per byte  {row['bits_per_byte']:.4f}",
             f"on             {row['n']} documents, {row['tokens']:,} tokens, {row['bytes']:,} bytes",
             f"windows        {row['context_length']} tokens, moving on by {row['stride']}",

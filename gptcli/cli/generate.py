@@ -58,6 +58,7 @@ def generate(
     json: options.Json = False,
     quiet: options.Quiet = False,
     seed: options.Seed = None,
+    int8: options.Int8 = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -69,7 +70,7 @@ def generate(
     if params.num_beams > 1 and samples > 1:
         raise UserError("--samples: a search finds the same text each time; --num-return gives several beams")
     prompt = _prompt_from_stdin() if prompt is None else prompt
-    loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+    loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet).packed(int8=int8)
     if json:
         _print_json(loaded.engine, prompt, params, samples, logprobs)
     else:

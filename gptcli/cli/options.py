@@ -28,5 +28,6 @@ Checkpoint = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout (streams: one a line).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Decides everything random.")]
+Int8 = Annotated[bool, typer.Option("--int8", help="int8 weights: faster and smaller, not quite the same model.")]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="auto|fp32|bf16", help="Arithmetic.")]

@@ -66,6 +66,11 @@ def visibility(
     return Visibility(dense, banded, is_causal=dense_is_plain and T > 1)
 
 
+def drop(x: Tensor, p: float, training: bool) -> Tensor:
+    """Dropout that costs nothing while generating: a call that does nothing takes longer than a small matrix."""
+    return F.dropout(x, p) if training and p else x
+
+
 class Attention(nn.Module):
     """Multi-head attention ("Attention Is All You Need", section 3.2), keys and values shared by groups of heads
     where n_kv_head says so (Ainslie et al. 2023)."""
@@ -90,7 +95,7 @@ class Attention(nn.Module):
     ) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, -1, self.head_dim).transpose(1, 2)
-        q, k, v = qkv.split([self.n_head, self.kv_heads, self.kv_heads], dim=1)  # (B, H or kv heads, T, D)
+        q, k, v = qkv.split_with_sizes([self.n_head, self.kv_heads, self.kv_heads], dim=1)  # (B, H or kv heads, T, D)
         if self.qk_norm:
             q, k = F.rms_norm(q, (self.head_dim,)), F.rms_norm(k, (self.head_dim,))
         if rotary is not None:
@@ -112,4 +117,4 @@ class Attention(nn.Module):
             enable_gqa=self.kv_heads != self.n_head,
         )
         y = y.transpose(1, 2).reshape(B, T, C).to(qkv.dtype)
-        return F.dropout(self.c_proj(y), self.dropout, self.training)
+        return drop(self.c_proj(y), self.dropout, self.training)

@@ -7,14 +7,14 @@ Modules carry GPT-2's names, so that its checkpoints load by name.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.config.schema import ModelConfig
-from gptcli.model.attention import Attention, Visibility, visibility
+from gptcli.model.attention import Attention, Visibility, drop, visibility
 from gptcli.model.kv_cache import CacheStep, KVCache
 from gptcli.model.logprobs import token_logprobs
 from gptcli.model.positions import default_positions, rotary_angles, sinusoids
@@ -40,7 +40,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = activate(self.c_fc(x), self.activation)
-        return F.dropout(self.c_proj(h), self.dropout, self.training)
+        return drop(self.c_proj(h), self.dropout, self.training)
 
 
 class Block(nn.Module):
@@ -80,6 +80,7 @@ class GPT(nn.Module):
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config) if config.norm_position == "pre" else None
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.padded_vocab, bias=False)
+        self.packed_head: nn.Module | None = None  # see generate/pack.py
         heads = {name: nn.Linear(config.n_embd, width) for name, width in config.scalar_heads.items()}
         self.scalar_heads = nn.ModuleDict(heads)
 
@@ -117,7 +118,7 @@ class GPT(nn.Module):
             x = x * math.sqrt(x.shape[-1]) + sinusoids(self.config, position_ids).to(x.dtype)
         if self.wse is not None and segment_ids is not None:
             x = x + self.wse(segment_ids)
-        x = F.dropout(x, self.config.dropout, self.training)
+        x = drop(x, self.config.dropout, self.training)
         for block in self.h:
             x = block(x, see, rotary, cache, step)
         if self.ln_f is not None:
@@ -138,11 +139,16 @@ class GPT(nn.Module):
             return Output(None, logprobs, entropies, scalars)
         if last_only:
             x = last_real(x, attention_mask)
-        logits = F.linear(x, self.head_weight)[..., : self.vocab_size]
+        logits = (self.packed_head or self._head)(x)[..., : self.vocab_size]
         return Output(logits if temperature == 1.0 else logits / temperature, None, None, scalars)
+
+    def _head(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:
+        if self.packed_head is not None:
+            return cast(Tensor, self.packed_head.weight)
         return self.wte.weight if self.lm_head is None else self.lm_head.weight
 
     def hidden_matrices(self) -> list[str]:
