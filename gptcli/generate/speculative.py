@@ -4,7 +4,8 @@ tokens one by one, and the target, whose text it is, reads them all in one forwa
 With p what the target may draw from and q what the draft does, both as SamplingParams make them, a proposal x is
 accepted with probability min(1, p(x) / q(x)), and the first that is not gives way to a draw from (p - q)+. Either way
 the token is distributed as p: the draft decides how fast a text comes, never how likely it is. At temperature 0 the
-text is plain decoding's. Else it is not plain sampling's of the same seed, whose numbers are spent otherwise here.
+text is plain decoding's (but for ties that rounding breaks: several tokens read at once round otherwise than one). Else
+it is not plain sampling's of the same seed, whose numbers are spent otherwise here.
 
 Where all are accepted the paper draws one more token from p at once. Here the draft, which has to read the last
 proposal anyway, proposes that one too. So every token comes about in one way, and the text depends on the models, the
