@@ -13,11 +13,12 @@ from gptcli.config.load import build
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.config.validate import check_sampling
 from gptcli.dist.runtime import pick_device, pick_precision
+from gptcli.errors import UserError
 from gptcli.generate import Completion, Engine, complete
 from gptcli.generate.completions import Scorer
 from gptcli.generate.pack import pack
-from gptcli.model import GPT, Output
-from gptcli.modeldir import load_model, open_model_dir
+from gptcli.model import Output
+from gptcli.modeldir import ModelDir, load_model, open_model_dir
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import find_checkpoint
 
@@ -36,21 +37,33 @@ class LoadedModel:
     >>> print(model.generate("def main", max_new_tokens=40, top_p=0.9))
     """
 
-    def __init__(self, path: Path, model: GPT, tokenizer: Tokenizer | None, dtype: torch.dtype) -> None:
-        self.path, self.model, self.dtype = path, model, dtype
-        self.engine = Engine(model, tokenizer, dtype=dtype)
+    def __init__(self, path: Path, engine: Engine) -> None:
+        self.path, self.engine, self.model, self.dtype = path, engine, engine.model, engine.dtype
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "auto", precision: str = "auto") -> LoadedModel:
-        """Raises UserError for anything that is not a complete checkpoint."""
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        draft: str | Path | None = None,
+        draft_tokens: int = 4,
+        device: str = "auto",
+        precision: str = "auto",
+    ) -> LoadedModel:
+        """Raises UserError for anything that is not a complete checkpoint, and for a `draft` of another vocabulary."""
         place = pick_device(device)
         dtype = pick_precision(precision, place)
         folder = open_model_dir(find_checkpoint(path))
-        return cls(folder.path, load_model(folder, device=place, dtype=dtype), folder.tokenizer, dtype)
+        small = None if draft is None else load_model(_open_draft(draft, folder), device=place, dtype=dtype)
+        model = load_model(folder, device=place, dtype=dtype)
+        engine = Engine(model, folder.tokenizer, draft=small, draft_tokens=draft_tokens, dtype=dtype)
+        return cls(folder.path, engine)
 
     def packed(self, *, int8: bool = False) -> LoadedModel:
         """The same model in the form that generates fastest (generate/pack.py); int8 weights on request."""
         pack(self.model, int8=int8)
+        if self.engine.draft is not None:
+            pack(self.engine.draft, int8=int8)
         return self
 
     @property
@@ -91,3 +104,11 @@ class LoadedModel:
         """The model's forward; see `gptcli.model.GPT.forward`."""
         with torch.inference_mode():
             return self.model(tokens, **inputs)
+
+
+def _open_draft(path: str | Path, target: ModelDir) -> ModelDir:
+    """Raises UserError unless the draft's ids mean what the target's do."""
+    draft = open_model_dir(find_checkpoint(path))
+    if not draft.require_tokenizer().same_ids(target.require_tokenizer()):
+        raise UserError(f"{draft.path}: its tokenizer is not that of {target.path}; a draft must share it")
+    return draft

@@ -12,11 +12,20 @@ if TYPE_CHECKING:
     from gptcli.api import LoadedModel
 
 
-def open_checkpoint(path: Path | None, *, device: str, precision: str, quiet: bool) -> LoadedModel:
+def open_checkpoint(
+    path: Path | None,
+    *,
+    draft: Path | None = None,
+    draft_tokens: int = 4,
+    device: str,
+    precision: str,
+    quiet: bool,
+) -> LoadedModel:
     """The named checkpoint's model, else the newest's under ./runs."""
     from gptcli.api import LoadedModel
 
-    return LoadedModel.open(pick_checkpoint(path, quiet=quiet), device=device, precision=precision)
+    chosen = pick_checkpoint(path, quiet=quiet)
+    return LoadedModel.open(chosen, draft=draft, draft_tokens=draft_tokens, device=device, precision=precision)
 
 
 def pick_checkpoint(path: Path | None, *, quiet: bool) -> Path:

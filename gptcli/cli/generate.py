@@ -6,6 +6,7 @@ import json as jsonlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +50,15 @@ def generate(
     best_of: sampling.BestOf = None,
     best_of_score: sampling.BestOfScore = "mean",
     num_return: sampling.NumReturn = 1,
+    draft: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="A smaller checkpoint of the same tokenizer, to guess ahead (speculative decoding): a text as likely "
+            "as without, but another one for the same --seed; the same with temperature 0.",
+        ),
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Guess N ahead; the text is the same.")] = 4,
     samples: Annotated[int, typer.Option("--samples", min=1, help="So many different continuations.")] = 1,
     echo: Annotated[
         bool | None,
@@ -70,7 +80,10 @@ def generate(
     if params.num_beams > 1 and samples > 1:
         raise UserError("--samples: a search finds the same text each time; --num-return gives several beams")
     prompt = _prompt_from_stdin() if prompt is None else prompt
-    loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet).packed(int8=int8)
+    loaded = open_checkpoint(
+        checkpoint, draft=draft, draft_tokens=draft_tokens, device=device, precision=precision, quiet=quiet
+    )
+    loaded.packed(int8=int8)
     if json:
         _print_json(loaded.engine, prompt, params, samples, logprobs)
     else:
@@ -128,7 +141,7 @@ def _print_json(engine: Engine, prompt: str, params: SamplingParams, samples: in
 
 
 def completion_row(number: int, completion: Completion, params: SamplingParams, logprobs: bool) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         "id": number,
         "prompt": completion.prompt,
         "text": completion.text,
@@ -138,4 +151,6 @@ def completion_row(number: int, completion: Completion, params: SamplingParams, 
     }
     if completion.score is not None:
         row["score"] = completion.score
+    if completion.draft is not None:
+        row |= {f"draft_{name}": count for name, count in completion.draft._asdict().items()}
     return row | ({"logprobs": completion.logprobs} if logprobs else {})

@@ -28,6 +28,8 @@ def complete(
     """
     if scorer is not None and params.best_of is None:
         raise UserError("a scorer chooses among the texts of best_of, which is not set")
+    if engine.draft is not None and (params.num_beams > 1 or params.best_of is not None):
+        raise UserError("a draft speeds up one text that is drawn; leave out either it, or num_beams and best_of")
     if params.num_beams > 1:
         return [c for prompt in prompts for c in beam_completions(engine, prompt, params)]
     if params.best_of is not None:

@@ -11,7 +11,8 @@ import torch
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate.processors import Processors
-from gptcli.generate.scheduler import Request, Scheduler, Token
+from gptcli.generate.scheduler import DraftCounts, Request, Scheduler, Token
+from gptcli.generate.speculative import SpeculativeScheduler
 from gptcli.generate.text import TextStream
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
@@ -21,7 +22,8 @@ MAX_ROWS = 64
 
 @dataclass
 class Completion:
-    """A text and its tokens, without the eos that ended it. score: a beam's, or what best_of chose by."""
+    """A text and its tokens, without the eos that ended it. score: a beam's, or what best_of chose by. draft: how its
+    tokens fared, where there is one."""
 
     prompt: str
     text: str = ""
@@ -30,15 +32,39 @@ class Completion:
     eos_logprob: float | None = None
     finish_reason: str | None = None
     score: float | None = None
+    draft: DraftCounts | None = None
 
 
 class Engine:
-    """One model and its tokenizer, generating."""
+    """One model and its tokenizer, generating.
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer | None = None, *, dtype: torch.dtype = torch.float32) -> None:
+    With a `draft`, a smaller model of the same vocabulary that proposes `draft_tokens` at a time (speculative.py), rows
+    are continued one after the other.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer | None = None,
+        *,
+        draft: GPT | None = None,
+        draft_tokens: int = 4,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if draft is not None and draft.vocab_size != model.vocab_size:
+            raise UserError(
+                f"the draft has {draft.vocab_size:,} tokens and the model {model.vocab_size:,}: "
+                "a draft needs the model's vocabulary"
+            )
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
+        self.draft, self.draft_tokens = draft, draft_tokens
         self.device = model.wte.weight.device
         self._processors: Processors | None = None
+
+    def scheduler(self, max_rows: int) -> Scheduler | SpeculativeScheduler:
+        if self.draft is not None:
+            return SpeculativeScheduler(self.model, self.draft, self.draft_tokens, dtype=self.dtype)
+        return Scheduler(self.model, max_rows=max_rows, dtype=self.dtype)
 
     def session(self, max_rows: int = MAX_ROWS) -> Session:
         return Session(self, max_rows)
@@ -79,7 +105,7 @@ class Engine:
         max_rows: int = MAX_ROWS,
     ) -> Iterator[Token]:
         """New tokens of every row (Token.key), until each has met eos or max_new_tokens. Stop strings are text's."""
-        scheduler, processors = Scheduler(self.model, max_rows=max_rows, dtype=self.dtype), self.processors(params)
+        scheduler, processors = self.scheduler(max_rows), self.processors(params)
         numbers = streams if streams is not None else range(len(prompts))
         for row, (ids, stream) in enumerate(zip(prompts, numbers, strict=True)):
             scheduler.add(Request(row, ids, params, stream, logprobs), processors)
@@ -122,8 +148,7 @@ class Session:
     """Texts that are continued together; requests may come, be cancelled and end between any two steps."""
 
     def __init__(self, engine: Engine, max_rows: int) -> None:
-        self.engine = engine
-        self.scheduler = Scheduler(engine.model, max_rows=max_rows, dtype=engine.dtype)
+        self.engine, self.scheduler = engine, engine.scheduler(max_rows)
         self._open: dict[Hashable, tuple[TextStream, Completion]] = {}
 
     @property
@@ -143,7 +168,7 @@ class Session:
         self._open.pop(key, None)
 
     def step(self) -> list[Piece]:
-        """One token more for each."""
+        """One token more for each request under way."""
         return [self._piece(token) for token in self.scheduler.step()]
 
     def _piece(self, token: Token) -> Piece:
@@ -164,6 +189,6 @@ class Session:
             reason = "stop"
         if reason is None:
             return Piece(token.key, chunk, None)
-        completion.text, completion.finish_reason = stream.text, reason
+        completion.text, completion.finish_reason, completion.draft = stream.text, reason, token.draft
         del self._open[token.key]
         return Piece(token.key, chunk, completion)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +32,13 @@ class Request:
     logprobs: bool = True
 
 
+class DraftCounts(NamedTuple):
+    """Tokens that a draft has proposed for a request so far, and those of them that became its text."""
+
+    proposed: int
+    accepted: int
+
+
 @dataclass(frozen=True)
 class Token:
     """One new token of one request. finish_reason is set on its last: eos (not part of the text) or length."""
@@ -39,17 +47,37 @@ class Token:
     id: int
     logprob: float | None
     finish_reason: str | None
+    draft: DraftCounts | None = None
 
 
 @dataclass(eq=False)
-class _Row:
+class Row:
+    """A request under way: its prompt and what has followed."""
+
     request: Request
     processors: Processors
-    ids: list[int] = field(default_factory=list)
+    ids: list[int]
 
     @property
     def new(self) -> int:
         return len(self.ids) - len(self.request.ids)
+
+    def append(self, token: int) -> str | None:
+        """The next id; the finish_reason where it is the last."""
+        self.ids.append(token)
+        if token == self.processors.eos_id:
+            return "eos"
+        return "length" if self.new >= self.request.params.max_new_tokens else None
+
+
+def check_overflow(request: Request, context_length: int) -> None:
+    """Raises UserError for a request that wants its overflow refused, and may overflow."""
+    n, params = len(request.ids), request.params
+    if params.on_overflow == "refuse" and n + params.max_new_tokens > context_length:
+        raise UserError(
+            f"the prompt's {n} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
+            f"{context_length} (on_overflow: refuse)"
+        )
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -76,19 +104,14 @@ class Scheduler:
         self.device, self.limit = model.wte.weight.device, model.config.context_length
         self._dtype = dtype
         self._cache: KVCache | None = None
-        self._rows: list[_Row] = []
-        self._waiting: deque[_Row] = deque()
+        self._rows: list[Row] = []
+        self._waiting: deque[Row] = deque()
         self._histories: dict[tuple[int, ...], History] = {}
 
     def add(self, request: Request, processors: Processors) -> None:
         """Queue a request; it joins when a row is free. Raises UserError if it cannot be continued at all."""
-        n, params = len(request.ids), request.params
-        if params.on_overflow == "refuse" and n + params.max_new_tokens > self.limit:
-            raise UserError(
-                f"the prompt's {n} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
-                f"{self.limit} (on_overflow: refuse)"
-            )
-        self._waiting.append(_Row(request, processors, list(request.ids)))
+        check_overflow(request, self.limit)
+        self._waiting.append(Row(request, processors, list(request.ids)))
 
     @torch.inference_mode()
     def cancel(self, key: Hashable) -> None:
@@ -142,7 +165,7 @@ class Scheduler:
 
     # ---- reading -------------------------------------------------------------------------------------------
 
-    def _view(self, row: _Row) -> list[int]:
+    def _view(self, row: Row) -> list[int]:
         """The ids that the model sees of a row."""
         start = window_start(len(row.ids), self.limit)
         return row.ids[start:] if start else row.ids
@@ -217,10 +240,7 @@ class Scheduler:
             logprobs = logits.float().log_softmax(-1).gather(1, index)[:, 0].tolist()
         tokens = []
         for row, token, logprob in zip(self._rows, picked, logprobs, strict=True):
-            row.ids.append(token)
-            reason = "eos" if token == row.processors.eos_id else None
-            if reason is None and row.new >= row.request.params.max_new_tokens:
-                reason = "length"
+            reason = row.append(token)
             tokens.append(Token(row.request.key, token, logprob if row.request.logprobs else None, reason))
         return tokens
 
@@ -241,7 +261,7 @@ class Scheduler:
             history.append(picked)
         return picked.tolist()
 
-    def _history(self, rows: list[_Row]) -> History:
+    def _history(self, rows: list[Row]) -> History:
         """The rows' ids as a tensor, kept from step to step as long as the same rows go on."""
         members = tuple(map(id, rows))
         if members not in self._histories:

@@ -107,6 +107,10 @@ class Tokenizer:
         """One more than the largest id."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
 
+    def same_ids(self, other: Tokenizer) -> bool:
+        """Whether each id stands for the same token there."""
+        return self.backend.get_vocab(with_added_tokens=True) == other.backend.get_vocab(with_added_tokens=True)
+
     @property
     def eos_id(self) -> int | None:
         return self._role_id("eos")

@@ -219,6 +219,34 @@ def test_generate_refuses_options_that_contradict_each_other(trained: Path) -> N
     complains(["generate", "x", *at, "--logit-bias", "ab=1"], "logit_bias: 'ab' is 2 tokens")
 
 
+def test_generate_with_a_draft(trained: Path) -> None:
+    """A draft that is the checkpoint before: the greedy text stays, a drawn one is the same for any --draft-tokens."""
+    call = ["generate", "line 7", "-n", "30", "-q", "--seed", "3"]
+    draft = ["--draft", "runs/tiny/step-000030"]
+    greedy = [gpt(*call, "--temperature", "0", *options, cwd=trained).out for options in ([], draft)]
+    assert greedy[0] == greedy[1]
+    one, four = (gpt(*call, *draft, "--draft-tokens", k, cwd=trained) for k in "14")
+    assert (one.code, one.out, one.err) == (0, four.out, "")
+    row = json.loads(gpt(*call, *draft, "--json", cwd=trained).out)
+    assert row["text"] + "\n" == one.out
+    assert 0 < row["draft_accepted"] <= min(row["tokens"] + 1, row["draft_proposed"])
+
+
+def test_generate_refuses_a_draft_that_does_not_fit(trained: Path, tmp_path: Path) -> None:
+    from gptcli.modeldir import load_model, open_model_dir, save_model
+    from gptcli.tokenizer.build import char_tokenizer
+
+    at = ["generate", "x", "-c", trained / "runs/tiny", "--draft"]
+    complains([*at, "nowhere"], "nowhere: no such checkpoint")
+    complains([*at, trained / "runs/tiny", "--num-beams", "2"], "a draft speeds up one text", "num_beams and best_of")
+    folder = open_model_dir((trained / "runs/tiny/latest").resolve())
+    weights = load_model(folder).state_dict()
+    save_model(tmp_path, folder.config, weights, char_tokenizer(["abc"]))
+    complains([*at, tmp_path], f"{tmp_path}: its tokenizer is not that of", "a draft must share it")
+    (tmp_path / "tokenizer.json").unlink()
+    complains([*at, tmp_path], "has no tokenizer.json")
+
+
 def test_generate_in_bf16(trained: Path) -> None:
     done = gpt("generate", "line 7", "--seed", "3", "-n", "10", "-q", "--precision", "bf16", cwd=trained)
     assert done.code == 0, done.err
