@@ -89,10 +89,10 @@ class LoadedModel:
 
     @torch.inference_mode()
     def score(self, text: str) -> list[TokenScore]:
-        """Each token's log-probability (nats) given all before it; the first follows end-of-text, if there is one."""
+        """Each token's log-probability (nats) given all before it; the first follows bos or end-of-text, if there is one."""
         tokenizer, device = self.tokenizer, self.model.wte.weight.device
         ids = tokenizer.encode(text)
-        start = [tokenizer.eos_id] if tokenizer.eos_id is not None else []
+        start = [tokenizer.start_id] if tokenizer.start_id is not None else []
         row = torch.tensor([start + ids], device=device)
         if row.shape[1] < 2:
             return []

@@ -79,7 +79,7 @@ def generate(
     params = sampling.params_of(context)
     if params.num_beams > 1 and samples > 1:
         raise UserError("--samples: a search finds the same text each time; --num-return gives several beams")
-    prompt = _prompt_from_stdin() if prompt is None else prompt
+    prompt = prompt_from_stdin() if prompt is None else prompt
     loaded = open_checkpoint(
         checkpoint, draft=draft, draft_tokens=draft_tokens, device=device, precision=precision, quiet=quiet
     )
@@ -91,7 +91,7 @@ def generate(
         _print_text(loaded.engine, prompt, params, samples, echo=on_terminal if echo is None else echo)
 
 
-def _prompt_from_stdin() -> str:
+def prompt_from_stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         return ""
     data = sys.stdin.buffer.read()

@@ -12,6 +12,7 @@ from gptcli import __version__
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
+from gptcli.cli.inspect import inspect
 from gptcli.cli.plan import plan
 from gptcli.cli.pretrain import pretrain
 from gptcli.cli.recipes import recipes
@@ -35,6 +36,7 @@ app.command()(tokenize)
 app.command()(pretrain)
 app.command()(generate)
 app.command("eval")(evaluate)
+app.add_typer(inspect, name="inspect")
 app.command()(plan)
 app.command("import")(import_)
 app.command()(export)

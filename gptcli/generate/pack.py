@@ -18,19 +18,18 @@ LARGE = 1 << 19  # elements of a matrix from which oneDNN's layout pays: each ca
 
 
 class BlockedLinear(nn.Module):
-    """nn.Linear with its weight in oneDNN's layout; the same numbers up to the order of sums."""
+    """nn.Linear with its weight in oneDNN's layout; the same numbers up to the order of sums.
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    `weight` is kept where a head needs it for log-probabilities too; tied, it is the embedding and costs nothing.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> None:
         super().__init__()
-        self.plain, self.bias = weight, bias
+        self.weight, self.bias = weight if keep else None, bias
         self.blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.blocked, self.bias, "none", [], "")
-
-    @property
-    def weight(self) -> Tensor:
-        return self.plain
 
 
 class Int8Linear(nn.Module):
@@ -72,14 +71,15 @@ class Int8Linear(nn.Module):
 def pack(model: GPT, *, int8: bool = False) -> GPT:
     """Replace the linear layers and the head of `model`, in place. Embeddings and norms stay as they are."""
     form = Int8Linear if int8 else BlockedLinear
+    head = model.head_weight.detach()[: model.vocab_size]
     if not int8 and not can_block(model):
         return model
 
     def pays(weight: Tensor) -> bool:
         return int8 or weight.numel() >= LARGE
 
-    if pays(model.head_weight):
-        model.packed_head = form(model.head_weight.detach()[: model.vocab_size], None)
+    if pays(head):
+        model.packed_head = Int8Linear(head, None) if int8 else BlockedLinear(head, None, keep=True)
     for module in [m for m in model.h.modules() if not isinstance(m, nn.Linear)]:
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and pays(child.weight):
