@@ -89,7 +89,7 @@ class LoadedModel:
 
     @torch.inference_mode()
     def score(self, text: str) -> list[TokenScore]:
-        """Each token's log-probability (nats) given all before it; the first follows bos or end-of-text, if there is one."""
+        """Each token's log-probability (nats) given all before it; the first follows bos or end-of-text."""
         tokenizer, device = self.tokenizer, self.model.wte.weight.device
         ids = tokenizer.encode(text)
         start = [tokenizer.start_id] if tokenizer.start_id is not None else []
