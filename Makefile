@@ -50,6 +50,7 @@ test-all: lint
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/train_speed.py
+	$(BIN)/python tests/bench/decode_speed.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

@@ -309,7 +309,7 @@ class Recipe:
     optim: OptimBlock = key(OptimBlock(), "how to step")
     train: TrainBlock = key(..., "how long, how large, how often")
     parallel: Literal["none", "ddp", "fsdp", "tp"] | ParallelSizes = key("ddp", "layout over several processes")
-    sampling: SamplingParams = key(SamplingParams(max_new_tokens=120), "how samples and rollouts are drawn")
+    sampling: SamplingParams = key(SamplingParams(), "how samples and rollouts are drawn")
 
 
 @dataclass(frozen=True, kw_only=True)
