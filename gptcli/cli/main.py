@@ -15,6 +15,7 @@ from gptcli.cli.generate import generate
 from gptcli.cli.plan import plan
 from gptcli.cli.pretrain import pretrain
 from gptcli.cli.recipes import recipes
+from gptcli.cli.serve import serve
 from gptcli.cli.tokenize import tokenize
 from gptcli.errors import GptError, UserError
 
@@ -34,6 +35,7 @@ app = typer.Typer(
 app.command()(tokenize)
 app.command()(pretrain)
 app.command()(generate)
+app.command()(serve)
 app.command("eval")(evaluate)
 app.command()(plan)
 app.command("import")(import_)

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Tiny, gpt
 
-VERBS = ("tokenize", "pretrain", "generate", "eval", "plan", "recipes")
+VERBS = ("tokenize", "pretrain", "generate", "serve", "eval", "plan", "recipes")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from gptcli.tokenizer.chat_template import chat_stop, encode_chat, render_chat
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
-    {"role": "user", "content": " How much is 1 < 2 & \"3\"? é☃ "},
+    {"role": "user", "content": ' How much is 1 < 2 & "3"? é☃ '},
     {"role": "assistant", "content": "True."},
     {"role": "user", "content": "Why?", "name": "Ada"},
 ]
@@ -21,7 +21,8 @@ TEMPLATES = {
     "chatml": "{% for m in messages %}\n  {{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}\n"
     "{% endfor %}\n{% if add_generation_prompt %}\n    {{ '<|im_start|>assistant\n' }}\n{% endif %}\n",
     "special": "{{ bos_token }}{% for m in messages %}{{ m.content | trim }}{{ eos_token }}{% endfor %}{{ pad_token }}",
-    "json": "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}|{{ {'b': 1, 'a': '<'} | tojson(sort_keys=True) }}",
+    "json": "{{ messages | tojson }}|{{ messages[0] | tojson(indent=2) }}|"
+    "{{ {'b': 1, 'a': '<'} | tojson(sort_keys=True) }}",
     "loop": "{% for m in messages %}{% if loop.index0 == 2 %}{% continue %}{% endif %}{{ m.role }};"
     "{% if loop.last %}{% break %}{% endif %}{% endfor %}",
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages if m.role == 'user' %}{% set ns.n = ns.n + 1 %}"
@@ -78,7 +79,7 @@ def test_refusals_are_one_line(template: str, word: str) -> None:
 
 def test_a_model_without_a_template_gets_a_plain_one() -> None:
     plain = with_template(None)
-    text = "Be brief.\n\nUser: How much is 1 < 2 & \"3\"? é☃\nAssistant: True.\nUser: Why?\n"
+    text = 'Be brief.\n\nUser: How much is 1 < 2 & "3"? é☃\nAssistant: True.\nUser: Why?\n'
     assert render_chat(plain, TURNS, reply=False) == text
     assert render_chat(plain, TURNS) == text + "Assistant:"
     assert bytes(encode_chat(plain, TURNS)).decode() == text + "Assistant:"
