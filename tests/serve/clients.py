@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from gptcli.config.load import to_tree
 from gptcli.config.schema import ModelConfig
 from gptcli.generate import Engine
 from gptcli.model import GPT
@@ -36,7 +35,6 @@ def make_engine(**changes: Any) -> Engine:
 
 def save_engine(engine: Engine, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    assert to_tree(engine.model.config)
     save_model(folder, engine.model.config, dict(engine.model.named_parameters()), engine.tokenizer)
     return folder
 
