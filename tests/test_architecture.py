@@ -14,7 +14,7 @@ FLOORS = {
     "modeldir": 2, "dist": 2, "data": 2, "generate": 2,
     "train": 3, "exchange": 3,
     "eval": 4, "inspect": 4,
-    "stages": 5, "api": 5,
+    "stages": 5, "api": 5, "serve": 5,
     "cli": 6,
 }  # fmt: skip
 MODULES = sorted(PACKAGE.rglob("*.py"))

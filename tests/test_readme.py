@@ -107,6 +107,7 @@ def test_the_wheel_carries_the_recipes(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert "gptcli/serve/page.html" in names
     assert {f"gptcli/recipes/{p.name}" for p in (REPOSITORY / "recipes").glob("*.yaml")} <= set(names)
 
 

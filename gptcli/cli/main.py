@@ -16,6 +16,7 @@ from gptcli.cli.inspect import inspect
 from gptcli.cli.plan import plan
 from gptcli.cli.pretrain import pretrain
 from gptcli.cli.recipes import recipes
+from gptcli.cli.serve import serve
 from gptcli.cli.tokenize import tokenize
 from gptcli.errors import GptError, UserError
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command()(tokenize)
 app.command()(pretrain)
 app.command()(generate)
+app.command()(serve)
 app.command("eval")(evaluate)
 app.add_typer(inspect, name="inspect")
 app.command()(plan)

@@ -4,7 +4,8 @@ evaluation and rollouts."""
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from weakref import WeakValueDictionary
 
 import torch
 
@@ -59,7 +60,7 @@ class Engine:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.draft, self.draft_tokens = draft, draft_tokens
         self.device = model.wte.weight.device
-        self._processors: Processors | None = None
+        self._processors: WeakValueDictionary[str, Processors] = WeakValueDictionary()
 
     def scheduler(self, max_rows: int) -> Scheduler | SpeculativeScheduler:
         if self.draft is not None:
@@ -112,11 +113,16 @@ class Engine:
         while scheduler.busy:
             yield from scheduler.step()
 
-    def encode_prompt(self, prompt: str) -> list[int]:
+    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
         """A prompt's ids, after bos where the tokenizer's files say so; an empty one begins a document, that is,
-        follows bos or end-of-text. Raises UserError where nothing marks a beginning."""
+        follows bos or end-of-text. Ids are taken as they are. Raises UserError where nothing marks a beginning, and
+        for an id that is none."""
         tokenizer = self.require_tokenizer()
-        ids = tokenizer.encode(prompt)
+        if not isinstance(prompt, str) and prompt:
+            if not 0 <= min(prompt) <= max(prompt) < self.model.vocab_size:
+                raise UserError(f"the prompt's ids must lie in 0 to {self.model.vocab_size - 1}")
+            return list(prompt)
+        ids = tokenizer.encode(prompt) if isinstance(prompt, str) else []
         if ids and not tokenizer.adds_bos:
             return ids
         if tokenizer.start_id is None:
@@ -124,10 +130,14 @@ class Engine:
         return [tokenizer.start_id, *ids]
 
     def processors(self, params: SamplingParams) -> Processors:
-        """What `params` do to logits here. Requests with equal params share it, and so are chosen for together."""
-        if self._processors is None or self._processors.params != params:
-            self._processors = Processors(params, self.model.vocab_size, self.tokenizer, self.device)
-        return self._processors
+        """What `params` do to logits here. Requests under way whose params differ only in seed and ends share it, and
+        so are chosen for together."""
+        shared = replace(params, seed=0, stop=[], max_new_tokens=0)
+        processors = self._processors.get(repr(shared))
+        if processors is None:
+            processors = Processors(shared, self.model.vocab_size, self.tokenizer, self.device)
+            self._processors[repr(shared)] = processors
+        return processors
 
     def require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -137,11 +147,12 @@ class Engine:
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that a step has made certain, perhaps none; the completion comes with a request's last."""
+    """A token, and the text that it has made certain, perhaps none; the completion comes with a request's last."""
 
     key: Hashable
     text: str
     completion: Completion | None
+    token: Token
 
 
 class Session:
@@ -155,13 +166,24 @@ class Session:
     def busy(self) -> bool:
         return self.scheduler.busy
 
-    def add(self, key: Hashable, prompt: str, params: SamplingParams, stream: int = 0) -> None:
+    def add(
+        self,
+        key: Hashable,
+        prompt: str | Sequence[int],
+        params: SamplingParams,
+        stream: int = 0,
+        *,
+        top_logprobs: int = 0,
+    ) -> None:
         """Raises UserError for a prompt that cannot be continued."""
         assert params.num_beams == 1, "complete() searches"
         assert params.best_of is None, "complete() chooses"
         ids = self.engine.encode_prompt(prompt)
-        self.scheduler.add(Request(key, ids, params, stream), self.engine.processors(params))
-        self._open[key] = TextStream(self.engine.require_tokenizer(), params.stop, context=ids), Completion(prompt)
+        request = Request(key, ids, params, stream, top_logprobs=top_logprobs)
+        self.scheduler.add(request, self.engine.processors(params))
+        tokenizer = self.engine.require_tokenizer()
+        text = prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+        self._open[key] = TextStream(tokenizer, params.stop, context=ids), Completion(text)
 
     def cancel(self, key: Hashable) -> None:
         self.scheduler.cancel(key)
@@ -188,7 +210,7 @@ class Session:
         if stream.stopped:
             reason = "stop"
         if reason is None:
-            return Piece(token.key, chunk, None)
+            return Piece(token.key, chunk, None, token)
         completion.text, completion.finish_reason, completion.draft = stream.text, reason, token.draft
         del self._open[token.key]
-        return Piece(token.key, chunk, completion)
+        return Piece(token.key, chunk, completion, token)

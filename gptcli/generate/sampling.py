@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gptcli.config.schema import SamplingParams
 from gptcli.randomness import uniform
 
 
@@ -62,10 +61,13 @@ def draw(logits: Tensor, uniforms: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, at, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
 
 
-def choose(logits: Tensor, params: SamplingParams, streams: Sequence[int], positions: Sequence[int]) -> Tensor:
-    """The next token of each row (B,) from processed logits. Each row's draw depends on (seed, its stream, its
-    position) alone, so neither neighbours nor batch size change it."""
-    if params.temperature == 0.0:
+def choose(
+    logits: Tensor, temperature: float, seeds: Sequence[int], streams: Sequence[int], positions: Sequence[int]
+) -> Tensor:
+    """The next token of each row (B,) from processed logits. Each row's draw depends on its (seed, stream, position)
+    alone, so neither neighbours nor batch size change it."""
+    if temperature == 0.0:
         return logits.argmax(-1)
-    numbers = [uniform(params.seed, "sample", s, p) for s, p in zip(streams, positions, strict=True)]
+    rows = zip(seeds, streams, positions, strict=True)
+    numbers = [uniform(seed, "sample", stream, position) for seed, stream, position in rows]
     return draw(logits, torch.tensor(numbers, device=logits.device))

@@ -23,13 +23,17 @@ SHARED_PREFIX = 16  # a prompt's first tokens, by which another that begins alik
 
 @dataclass(frozen=True)
 class Request:
-    """A prompt to continue. `stream` numbers its random stream: with the same seed it gives the same tokens."""
+    """A prompt to continue. `stream` numbers its random stream: with the same seed it gives the same tokens.
+
+    top_logprobs: so many of the likeliest tokens are told with each one that is chosen.
+    """
 
     key: Hashable
     ids: Sequence[int]
     params: SamplingParams
     stream: int = 0
     logprobs: bool = True
+    top_logprobs: int = 0
 
 
 class DraftCounts(NamedTuple):
@@ -47,6 +51,7 @@ class Token:
     id: int
     logprob: float | None
     finish_reason: str | None
+    top: Sequence[tuple[int, float]] = ()
     draft: DraftCounts | None = None
 
 
@@ -235,13 +240,16 @@ class Scheduler:
             for place, token in zip(places, chosen, strict=True):
                 picked[place] = token
         logprobs: list[float | None] = [None] * len(picked)
+        tops: list[list[tuple[int, float]]] = [[] for _ in picked]
         if any(row.request.logprobs for row in self._rows):
             index = torch.tensor(picked, device=self.device)[:, None]
-            logprobs = logits.float().log_softmax(-1).gather(1, index)[:, 0].tolist()
+            all_logprobs = logits.float().log_softmax(-1)
+            logprobs = all_logprobs.gather(1, index)[:, 0].tolist()
+            tops = likeliest(all_logprobs, [row.request.top_logprobs for row in self._rows])
         tokens = []
-        for row, token, logprob in zip(self._rows, picked, logprobs, strict=True):
+        for row, token, logprob, top in zip(self._rows, picked, logprobs, tops, strict=True):
             reason = row.append(token)
-            tokens.append(Token(row.request.key, token, logprob if row.request.logprobs else None, reason))
+            tokens.append(Token(row.request.key, token, logprob if row.request.logprobs else None, reason, top))
         return tokens
 
     def _groups(self) -> list[tuple[Processors, list[int]]]:
@@ -256,7 +264,8 @@ class Scheduler:
         history = self._history(rows) if processors.needs_history else None
         processed = processors(logits, history)
         streams, positions = [row.request.stream for row in rows], [row.new for row in rows]
-        picked = choose(processed, processors.params, streams, positions)
+        seeds = [row.request.params.seed for row in rows]
+        picked = choose(processed, processors.params.temperature, seeds, streams, positions)
         if history is not None:
             history.append(picked)
         return picked.tolist()
@@ -268,3 +277,13 @@ class Scheduler:
             prompts = [len(row.request.ids) for row in rows]
             self._histories = {members: History([row.ids for row in rows], prompts, self.device)}
         return self._histories[members]
+
+
+def likeliest(logprobs: Tensor, counts: Sequence[int]) -> list[list[tuple[int, float]]]:
+    """Of each row of (B, V) its counts[i] likeliest tokens with their log-probabilities, best first."""
+    most = min(max(counts), logprobs.shape[-1])
+    if most == 0:
+        return [[] for _ in counts]
+    best = logprobs.topk(most, dim=-1)
+    rows = zip(best.indices.tolist(), best.values.tolist(), counts, strict=True)
+    return [list(zip(ids, values, strict=True))[:count] for ids, values, count in rows]

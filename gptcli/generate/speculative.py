@@ -75,7 +75,7 @@ class SpeculativeScheduler:
                 accepted += token == proposal
                 reason = row.append(token)
                 logprob = logits[i].float().log_softmax(-1)[token].item() if request.logprobs else None
-                yield Token(request.key, token, logprob, reason, DraftCounts(proposed + len(q), accepted))
+                yield Token(request.key, token, logprob, reason, draft=DraftCounts(proposed + len(q), accepted))
                 if reason is not None or token != proposal:
                     break
             proposed += len(q)

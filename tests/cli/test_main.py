@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Tiny, gpt
 
-VERBS = ("tokenize", "pretrain", "generate", "eval", "plan", "recipes", "inspect")
+VERBS = ("tokenize", "pretrain", "generate", "serve", "eval", "plan", "recipes", "inspect", "import", "export")
 
 
 @pytest.fixture(scope="module")

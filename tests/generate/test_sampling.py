@@ -118,9 +118,10 @@ def most_typical(k: int) -> list[float]:
 )
 def test_draws_follow_the_exact_distribution(options: dict, expected: list[float]) -> None:
     """Pearson's chi-square over 20,000 draws at its 99.9% point, and nothing that has no probability."""
-    n, params = 20_000, SamplingParams(seed=7, **options)
+    n, params = 20_000, SamplingParams(**options)
     logits = Processors(params, len(PROBS))(logits_of(*PROBS), None)
-    counts = torch.bincount(choose(logits.expand(n, -1), params, range(n), [0] * n), minlength=len(PROBS))
+    drawn = choose(logits.expand(n, -1), params.temperature, [7] * n, range(n), [0] * n)
+    counts = torch.bincount(drawn, minlength=len(PROBS))
     wanted = [n * p / sum(expected) for p in expected]
     assert all(count == 0 for count, w in zip(counts.tolist(), wanted, strict=True) if w == 0)
     terms = [(count - w) ** 2 / w for count, w in zip(counts.tolist(), wanted, strict=True) if w > 0]
@@ -134,14 +135,16 @@ def test_a_token_of_no_probability_is_never_drawn() -> None:
 
 
 def test_a_draw_depends_on_seed_stream_and_position_alone() -> None:
-    logits, params = torch.zeros(1, 1000), SamplingParams(seed=1)
-    alone = choose(logits, params, [5], [9])
-    among = choose(logits.expand(3, 1000), params, [4, 5, 6], [9, 9, 9])
+    logits = torch.zeros(1, 1000)
+    alone = choose(logits, 1.0, [1], [5], [9])
+    among = choose(logits.expand(3, 1000), 1.0, [7, 1, 8], [4, 5, 6], [9, 9, 9])
     assert among[1] == alone[0]
-    assert len({int(choose(logits, SamplingParams(seed=s), [5], [9])) for s in range(20)}) > 10
+    for varied in ([range(20), [5] * 20, [9] * 20], [[1] * 20, range(20), [9] * 20], [[1] * 20, [5] * 20, range(20)]):
+        assert len(set(choose(logits.expand(20, 1000), 1.0, *varied).tolist())) > 10
 
 
 def test_temperature_zero_is_greedy() -> None:
     logits = torch.randn(8, 50)
     params = SamplingParams(temperature=0.0, top_k=3, top_p=0.1)
-    assert torch.equal(choose(Processors(params, 50)(logits, None), params, range(8), range(8)), logits.argmax(-1))
+    processed = Processors(params, 50)(logits, None)
+    assert torch.equal(choose(processed, 0.0, [0] * 8, range(8), range(8)), logits.argmax(-1))

@@ -1,0 +1,26 @@
+"""What the model thinks of a prompt's own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from gptcli.errors import UserError
+from gptcli.generate.engine import Engine
+from gptcli.generate.scheduler import Token, likeliest
+
+
+@torch.inference_mode()
+def score_prompt(engine: Engine, ids: Sequence[int], top_logprobs: int = 0) -> list[Token]:
+    """Each token with its log-probability given those before it; the first has none. Raises UserError for more ids
+    than the context holds."""
+    limit = engine.model.config.context_length
+    if len(ids) > limit:
+        raise UserError(f"the prompt's {len(ids)} tokens exceed the context of {limit}")
+    row = torch.tensor([ids], device=engine.device)
+    logprobs = engine.model(row).logits[0, :-1].float().log_softmax(-1)
+    chosen = logprobs.gather(1, row[0, 1:, None])[:, 0].tolist()
+    tops = likeliest(logprobs, [top_logprobs] * len(chosen)) if chosen else []
+    rest = [Token("", i, p, None, top) for i, p, top in zip(ids[1:], chosen, tops, strict=True)]
+    return [Token("", ids[0], None, None), *rest]

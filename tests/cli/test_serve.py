@@ -1,0 +1,95 @@
+"""gpt serve as its users start and stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import gpt
+
+pytest.importorskip("fastapi")
+httpx = pytest.importorskip("httpx")
+
+from tests.serve.clients import Streamed, gpt_serve, make_engine, save_engine, stream  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_engine(make_engine(context_length=16384), tmp_path_factory.mktemp("served") / "runs" / "mine")
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_let_answers_end(model: Path, signum: int, status: int) -> None:
+    with gpt_serve("-c", model) as (port, process):
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models").json()["data"][0]["id"] == "mine"
+        got: list[Streamed] = []
+
+        def client() -> None:
+            got.append(asyncio.run(stream(port, "/v1/completions", {"prompt": "a", "max_tokens": 150, "seed": 1})))
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        while httpx.get(f"http://127.0.0.1:{port}/health").json()["running"] == 0 and not got:
+            pass
+        process.send_signal(signum)
+        _, err = process.communicate(timeout=30)
+        thread.join()
+        assert process.returncode == status
+        assert err == "gpt: stopped serving\n"
+        assert got[0].done
+
+
+def test_an_answer_that_does_not_end_is_cut_after_a_while(model: Path) -> None:
+    body = {"prompt": "a", "max_tokens": 16000, "n": 4, "logit_bias": {"256": -100}}
+    with gpt_serve("-c", model) as (port, process):
+
+        async def endless() -> Streamed:
+            asking = asyncio.create_task(stream(port, "/v1/completions", body))
+            await asyncio.sleep(1)
+            process.terminate()
+            return await asking
+
+        assert not asyncio.run(endless()).done
+        assert process.wait(30) == 143
+
+
+def test_mistakes_are_one_line(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        done = gpt("serve", "-c", model, "--port", port)
+    assert done.code == 2
+    taken_ = f"gpt: cannot listen on 127.0.0.1 port {port}: Address already in use; try another --port or --host\n"
+    assert done.err == taken_
+    assert "no tokenizer" in gpt("serve", "-c", without_tokenizer(model), "--port", "0").err
+
+
+def without_tokenizer(model: Path) -> Path:
+    engine = make_engine()
+    engine.tokenizer = None
+    return save_engine(engine, model.parent / "dumb")
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['uvicorn'] = None; sys.argv = ['gpt', 'serve']\n"
+        "from gptcli.cli.main import main\nmain()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "gpt: gpt serve needs uvicorn: pip install 'gptcli[serve]'\n"
+
+
+def test_the_key_from_the_environment_and_a_warning_for_an_open_door(model: Path) -> None:
+    with gpt_serve("-c", model, "--name", "x", GPT_API_KEY="secret") as (port, process):
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models").status_code == 401
+        assert httpx.get(f"http://127.0.0.1:{port}/v1/models", headers={"Authorization": "Bearer secret"}).is_success
+    with gpt_serve("-c", model, "--host", "0.0.0.0") as (_, process):
+        assert process.stderr is not None
+        assert "--api-key" in process.stderr.readline()
