@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
@@ -65,3 +66,18 @@ def logprob_score(completion: Completion, kind: str) -> float:
     if completion.eos_logprob is not None:
         logprobs.append(completion.eos_logprob)
     return sum(logprobs) / (len(logprobs) if kind == "mean" else 1)
+
+
+def completion_row(id: str | int, completion: Completion, params: SamplingParams, logprobs: bool) -> dict[str, Any]:
+    """What `gpt generate` writes of a text as JSON."""
+    row: dict[str, Any] = {
+        "id": id,
+        "prompt": completion.prompt,
+        "text": completion.text,
+        "tokens": len(completion.ids),
+        "finish_reason": completion.finish_reason,
+        "seed": params.seed,
+    }
+    if completion.score is not None:
+        row["score"] = completion.score
+    return row | ({"logprobs": completion.logprobs} if logprobs else {})

@@ -3,6 +3,7 @@ evaluation and rollouts."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +12,7 @@ import torch
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate.processors import Processors
-from gptcli.generate.scheduler import Request, Scheduler, Token
+from gptcli.generate.scheduler import Request, Scheduler, Token, check_room
 from gptcli.generate.text import TextStream
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ class Engine:
     def __init__(self, model: GPT, tokenizer: Tokenizer | None = None, *, dtype: torch.dtype = torch.float32) -> None:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.device = model.wte.weight.device
-        self._processors: Processors | None = None
+        self._processors: deque[Processors] = deque(maxlen=MAX_ROWS)
 
     def session(self, max_rows: int = MAX_ROWS) -> Session:
         return Session(self, max_rows)
@@ -99,9 +100,16 @@ class Engine:
 
     def processors(self, params: SamplingParams) -> Processors:
         """What `params` do to logits here. Requests with equal params share it, and so are chosen for together."""
-        if self._processors is None or self._processors.params != params:
-            self._processors = Processors(params, self.model.vocab_size, self.tokenizer, self.device)
-        return self._processors
+        known = next((p for p in self._processors if p.params == params), None)
+        if known is None:
+            known = Processors(params, self.model.vocab_size, self.tokenizer, self.device)
+            self._processors.appendleft(known)
+        return known
+
+    def check(self, prompt: str, params: SamplingParams) -> None:
+        """Raises the UserError that continuing `prompt` would."""
+        self.processors(params)
+        check_room(len(self.encode_prompt(prompt)), params, self.model.config.context_length)
 
     def require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

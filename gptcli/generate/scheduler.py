@@ -64,6 +64,15 @@ def window_start(length: int, context_length: int) -> int:
     return -(-(length - context_length) // stride) * stride
 
 
+def check_room(prompt_length: int, params: SamplingParams, context_length: int) -> None:
+    """Raises UserError where a view that would slide is to be refused."""
+    if params.on_overflow == "refuse" and prompt_length + params.max_new_tokens > context_length:
+        raise UserError(
+            f"the prompt's {prompt_length} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
+            f"{context_length} (on_overflow: refuse)"
+        )
+
+
 class Scheduler:
     """Continuous batching over one cache, whose first rows are the requests under way.
 
@@ -82,12 +91,7 @@ class Scheduler:
 
     def add(self, request: Request, processors: Processors) -> None:
         """Queue a request; it joins when a row is free. Raises UserError if it cannot be continued at all."""
-        n, params = len(request.ids), request.params
-        if params.on_overflow == "refuse" and n + params.max_new_tokens > self.limit:
-            raise UserError(
-                f"the prompt's {n} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
-                f"{self.limit} (on_overflow: refuse)"
-            )
+        check_room(len(request.ids), request.params, self.limit)
         self._waiting.append(_Row(request, processors, list(request.ids)))
 
     @torch.inference_mode()
