@@ -108,8 +108,10 @@ class Engine:
 
     def check(self, prompt: str, params: SamplingParams) -> None:
         """Raises the UserError that continuing `prompt` would."""
-        self.processors(params)
-        check_room(len(self.encode_prompt(prompt)), params, self.model.config.context_length)
+        ids, grammar = self.encode_prompt(prompt), self.processors(params).grammar
+        check_room(len(ids), params, self.model.config.context_length)
+        if grammar is not None:
+            grammar.start(ids)
 
     def require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:

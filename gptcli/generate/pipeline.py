@@ -13,6 +13,7 @@ from gptcli.config.load import to_tree
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate.completions import complete, completion_row
+from gptcli.generate.constrain import read_schema
 from gptcli.generate.engine import MAX_ROWS, Completion, Engine
 from gptcli.generate.prompts import Job, OnBad, read_jobs
 from gptcli.generate.rowfile import RowFile
@@ -65,7 +66,10 @@ def made_by(engine: Engine, params: SamplingParams, *, logprobs: bool) -> dict[s
         digest.update(name.encode() + values.float().cpu().numpy().tobytes())
     precision = str(engine.dtype).removeprefix("torch.")
     model = {"checkpoint": digest.hexdigest(), "tokenizer": engine.tokenizer.hash, "precision": precision}
-    return {**model, "logprobs": logprobs, **to_tree(params)}
+    tree = {**model, "logprobs": logprobs, **to_tree(params)}
+    if params.json_schema is not None:  # the schema itself: its file may change
+        tree["json_schema"] = read_schema(params.json_schema)
+    return tree
 
 
 def complete_in_order(engine: Engine, jobs: Iterator[Job], *, max_rows: int) -> Iterator[tuple[Job, Completion]]:

@@ -97,7 +97,9 @@ def _job(where: str, number: int, row: dict[str, Any], params: SamplingParams, t
         raise UserError(f"{where}: id: expected text or a whole number, not {json.dumps(id)}")
     changes = {key: value for key, value in row.items() if key not in KEYS}
     if changes:
-        params = build(SamplingParams, {**to_tree(params), **changes}, where=where)
+        schema = changes.get("json_schema")
+        inline = {"json_schema": json.dumps(schema)} if isinstance(schema, dict) else {}
+        params = build(SamplingParams, {**to_tree(params), **changes, **inline}, where=where)
         check_sampling(params, where)
     if params.num_return > 1:
         raise UserError(f"{where}: num_return: each line gets one text; repeat the line with another id for more")

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
+from gptcli.generate.constrain import Constraint, keep_allowed
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
 from gptcli.generate.sampling import choose
@@ -33,7 +34,8 @@ class Request:
 
 @dataclass(frozen=True)
 class Token:
-    """One new token of one request. finish_reason is set on its last: eos (not part of the text) or length."""
+    """One new token of one request. finish_reason is set on its last: eos (not part of the text), length, or
+    stop where a constraint has all it wants."""
 
     key: Hashable
     id: int
@@ -46,10 +48,22 @@ class _Row:
     request: Request
     processors: Processors
     ids: list[int] = field(default_factory=list)
+    constraint: Constraint | None = None
 
     @property
     def new(self) -> int:
         return len(self.ids) - len(self.request.ids)
+
+    def finish_reason(self, token: int) -> str | None:
+        """Why `token`, just added, is the last."""
+        if token == self.processors.eos_id:
+            return "eos"
+        spent = self.new >= self.request.params.max_new_tokens
+        if self.constraint is not None:
+            self.constraint.push(token)
+            if self.constraint.stuck or (spent and self.constraint.complete):
+                return "stop" if self.constraint.complete else "length"
+        return "length" if spent else None
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -92,7 +106,8 @@ class Scheduler:
     def add(self, request: Request, processors: Processors) -> None:
         """Queue a request; it joins when a row is free. Raises UserError if it cannot be continued at all."""
         check_room(len(request.ids), request.params, self.limit)
-        self._waiting.append(_Row(request, processors, list(request.ids)))
+        constraint = processors.grammar.start(request.ids) if processors.grammar is not None else None
+        self._waiting.append(_Row(request, processors, list(request.ids), constraint))
 
     @torch.inference_mode()
     def cancel(self, key: Hashable) -> None:
@@ -222,9 +237,7 @@ class Scheduler:
         tokens = []
         for row, token, logprob in zip(self._rows, picked, logprobs, strict=True):
             row.ids.append(token)
-            reason = "eos" if token == row.processors.eos_id else None
-            if reason is None and row.new >= row.request.params.max_new_tokens:
-                reason = "length"
+            reason = row.finish_reason(token)
             tokens.append(Token(row.request.key, token, logprob if row.request.logprobs else None, reason))
         return tokens
 
@@ -238,6 +251,8 @@ class Scheduler:
     def _choose_group(self, logits: Tensor, processors: Processors, places: list[int]) -> list[int]:
         rows = [self._rows[i] for i in places]
         history = self._history(rows) if processors.needs_history else None
+        if processors.grammar is not None:
+            logits = keep_allowed(logits, [row.constraint for row in rows if row.constraint is not None])
         processed = processors(logits, history)
         streams, positions = [row.request.stream for row in rows], [row.new for row in rows]
         picked = choose(processed, processors.params, streams, positions)

@@ -117,6 +117,18 @@ def test_no_more_than_a_window_is_read_ahead(engine: Engine, tmp_path: Path) -> 
     assert len(list(done)) == 99
 
 
+def test_lines_are_held_to_constraints_of_their_own(engine: Engine, tmp_path: Path) -> None:
+    constraints = [{"choices": ["yes", "no"]}, {"regex": "[0-9]{3}"}, {"json_schema": {"enum": [["a"]]}}, {}]
+    lines = [{"prompt": f"{i}", **constraints[i % 4]} for i in range(12)]
+    rows = rows_of(engine, write_lines(tmp_path / "a.jsonl", lines), max_rows=5)
+    assert {row["text"] for row in rows[0::4]} <= {"yes", "no"}
+    assert all(row["text"].isdecimal() for row in rows[1::4])
+    assert {row["text"] for row in rows[2::4]} == {'["a"]'}
+    bad = write_lines(tmp_path / "b.jsonl", [{"prompt": "x", "regex": "a("}])
+    with pytest.raises(UserError, match=r"b\.jsonl:1: regex: unclosed group"):
+        rows_of(engine, bad)
+
+
 # ---- kinds of input ---------------------------------------------------------------------------------------------
 
 
