@@ -7,17 +7,18 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptcli.cli import options, sampling
 from gptcli.cli.checkpoint import open_checkpoint
+from gptcli.cli.pipeline import Options, run_pipeline
 from gptcli.errors import UserError
 
 if TYPE_CHECKING:
     from gptcli.config.schema import SamplingParams
-    from gptcli.generate import Completion, Engine
+    from gptcli.generate import Engine
 
 
 def generate(
@@ -44,6 +45,9 @@ def generate(
     no_repeat_ngram: sampling.NoRepeatNgram = 0,
     bad_words: sampling.BadWords = None,
     logit_bias: sampling.LogitBias = None,
+    regex: sampling.Regex = None,
+    choices: sampling.Choices = None,
+    json_schema: sampling.JsonSchema = None,
     num_beams: sampling.NumBeams = 1,
     length_penalty: sampling.LengthPenalty = 1.0,
     early_stopping: sampling.EarlyStopping = "false",
@@ -64,7 +68,24 @@ def generate(
         bool | None,
         typer.Option("--echo/--no-echo", help="Print the prompt too; left out: on a terminal only."),
     ] = None,
-    logprobs: Annotated[bool, typer.Option("--logprobs", help="With --json: each token's log-probability.")] = False,
+    input_file: Annotated[
+        str | None,
+        typer.Option(
+            "--input", "-i", metavar="FILE|-", help="Continue each line: of JSON (.jsonl[.gz|.zst]) or of plain text."
+        ),
+    ] = None,
+    output: Annotated[
+        str | None,
+        typer.Option("--output", "-o", metavar="FILE|-", help="With -i: rows of JSON; goes on where it was stopped."),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="With -o: begin anew.")] = False,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, metavar="N", help="With -i: so many lines at once.")
+    ] = 64,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="With -i: leave bad lines out, and list them.")] = False,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", help="With --json or -i: each token's log-probability.")
+    ] = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     seed: options.Seed = None,
@@ -75,8 +96,31 @@ def generate(
     """Continue a prompt, token by token.
 
     gpt generate "def main" --top-p 0.9
+
+    gpt generate -i prompts.jsonl -o out.jsonl
     """
     params = sampling.params_of(context)
+    if input_file is not None:
+        if prompt is not None or samples > 1 or echo is not None:
+            raise UserError("-i: each line is a prompt and gets one text: without PROMPT, --samples and --echo")
+        pipeline = Options(
+            source=input_file,
+            output=output,
+            overwrite=overwrite,
+            batch_size=batch_size,
+            skip_bad=skip_bad,
+            logprobs=logprobs,
+            json=json,
+            quiet=quiet,
+            int8=int8,
+        )
+        if draft is not None:
+            raise UserError("--draft: speeds up one text; -i continues many together")
+        loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+        run_pipeline(loaded.engine, params, pipeline, seed_given=seed is not None)
+        return
+    if output is not None or overwrite or skip_bad:
+        raise UserError("-o, --overwrite and --skip-bad belong to -i FILE; the text of one prompt goes to stdout")
     if params.num_beams > 1 and samples > 1:
         raise UserError("--samples: a search finds the same text each time; --num-return gives several beams")
     prompt = prompt_from_stdin() if prompt is None else prompt
@@ -132,25 +176,10 @@ def _write(text: str) -> None:
 
 def _print_json(engine: Engine, prompt: str, params: SamplingParams, samples: int, logprobs: bool) -> None:
     from gptcli.generate import complete
+    from gptcli.generate.completions import completion_row
 
     for number, completion in enumerate(complete(engine, [prompt] * samples, params)):
         print(
             jsonlib.dumps(completion_row(number, completion, params, logprobs), ensure_ascii=False),
             flush=True,
         )
-
-
-def completion_row(number: int, completion: Completion, params: SamplingParams, logprobs: bool) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "id": number,
-        "prompt": completion.prompt,
-        "text": completion.text,
-        "tokens": len(completion.ids),
-        "finish_reason": completion.finish_reason,
-        "seed": params.seed,
-    }
-    if completion.score is not None:
-        row["score"] = completion.score
-    if completion.draft is not None:
-        row |= {f"draft_{name}": count for name, count in completion.draft._asdict().items()}
-    return row | ({"logprobs": completion.logprobs} if logprobs else {})

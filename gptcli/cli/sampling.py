@@ -43,6 +43,11 @@ LogitBias = Annotated[
     list[str] | None,
     typer.Option(metavar="TOKEN=X", help="Add X to the logit of a token, by id or text. Repeatable."),
 ]
+Regex = Annotated[str | None, typer.Option(metavar="REGEX", help="The text matches it, as a whole.")]
+Choices = Annotated[
+    list[str] | None, typer.Option("--choice", metavar="TEXT", help="The text is one of these. Repeatable.")
+]
+JsonSchema = Annotated[str | None, typer.Option(metavar="FILE|JSON", help="The text is JSON that this schema accepts.")]
 NumBeams = Annotated[
     int, typer.Option(metavar="N", show_default=False, help="Search for the likeliest text with N beams.")
 ]

@@ -198,7 +198,7 @@ class ParallelSizes:
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How text is drawn or searched for; semantics in `generate/processors.py` and `generate/beam.py`."""
+    """How text is drawn or searched for; semantics in `generate/`: processors, constrain, beam."""
 
     max_new_tokens: int = key(200, "stop after this many", ge=1)
     min_new_tokens: int = key(0, "no end-of-text before this many", ge=0)
@@ -226,6 +226,10 @@ class SamplingParams:
     no_repeat_ngram: int = key(0, "no run of so many tokens twice, the prompt included; 0: off", ge=0)
     bad_words: list[str] = key([], "texts whose tokens never come in a row, with a space before them or not")
     logit_bias: dict[str, float] = key({}, "token id, or the text of one token -> added to its logit")
+
+    regex: str | None = key(None, "the text matches this regular expression (Rust's syntax) as a whole")
+    choices: list[str] = key([], "the text is one of these")
+    json_schema: str | None = key(None, "the text is JSON that this schema (a file, or JSON itself) accepts")
 
     num_beams: int = key(1, "beam search of this width, which draws nothing; 1: off", ge=1)
     length_penalty: float = key(1.0, "a beam's score is its log-probability / tokens ** this", ge=-10, le=10)

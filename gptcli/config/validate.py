@@ -95,7 +95,12 @@ def _optim_problem(o: OptimBlock) -> str | None:
 def _sampling_problem(s: SamplingParams) -> str | None:
     if s.min_new_tokens > s.max_new_tokens:
         return f"sampling.min_new_tokens: {s.min_new_tokens} is more than max_new_tokens {s.max_new_tokens}"
+    constraints = [name for name in ("regex", "choices", "json_schema") if getattr(s, name) not in (None, [])]
+    if len(constraints) > 1:
+        return f"sampling.{constraints[0]}, sampling.{constraints[1]}: give one of them"
     if s.num_beams > 1:
+        if constraints:
+            return f"sampling.{constraints[0]}: a search with num_beams cannot keep to it; draw, or use best_of"
         if s.best_of is not None:
             return "sampling.best_of: draws, and num_beams does not; give one of them"
         if s.temperature not in (0.0, 1.0):

@@ -7,7 +7,7 @@ import io
 import json
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -79,7 +79,7 @@ class SourceReader:
         return self._stdin
 
     def _read_file(self, path: Path) -> Iterator[str]:
-        kind = _suffix(path)
+        kind = suffix(path)
         try:
             if kind == ".parquet":
                 yield from _read_parquet(path, self.text_key)
@@ -93,7 +93,7 @@ class SourceReader:
     def _read_jsonl(self, path: Path) -> Iterator[str]:
         for number, row in read_jsonl(path, on_bad=self._bad):
             text = row.get(self.text_key)
-            if isinstance(text, str) and not _has_surrogates(text):
+            if isinstance(text, str) and not has_surrogates(text):
                 yield text
             elif self.text_key in row:
                 what = "half of a surrogate pair" if isinstance(text, str) else type(text).__name__
@@ -110,22 +110,38 @@ class SourceReader:
 
 def read_jsonl(path: Path, *, on_bad: Callable[[UserError], None]) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number from 1, object) of a .jsonl, .jsonl.gz or .jsonl.zst file; blank lines are passed over."""
+    return parse_jsonl(read_lines(path), str(path), on_bad=on_bad)
+
+
+def parse_jsonl(
+    lines: Iterable[bytes], name: str, *, on_bad: Callable[[UserError], None]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The same of any lines; `name` stands for the file in complaints."""
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except UnicodeDecodeError:
+            on_bad(UserError(f"{name}:{number}: not UTF-8"))
+            continue
+        except ValueError as error:
+            on_bad(UserError(f"{name}:{number}: not JSON ({error})"))
+            continue
+        if isinstance(row, dict):
+            yield number, row
+        else:
+            on_bad(UserError(f"{name}:{number}: expected one JSON object a line"))
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """A file's lines, one at a time. Raises UserError where it is damaged."""
     with open_bytes(path) as stream:
-        for number, line in enumerate(_lines(stream, path), start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except UnicodeDecodeError:
-                on_bad(UserError(f"{path}:{number}: not UTF-8"))
-                continue
-            except ValueError as error:
-                on_bad(UserError(f"{path}:{number}: not JSON ({error})"))
-                continue
-            if isinstance(row, dict):
-                yield number, row
-            else:
-                on_bad(UserError(f"{path}:{number}: expected one JSON object a line"))
+        yield from _lines(stream, path)
+
+
+def count_lines(path: Path) -> int:
+    return sum(1 for _ in read_lines(path))
 
 
 def _lines(stream: IO[bytes], path: Path) -> Iterator[bytes]:
@@ -141,7 +157,7 @@ def list_files(spec: str) -> list[Path]:
         return stdlib_files()
     path = Path(spec).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and _suffix(p) in (*PLAIN, ".jsonl", ".parquet"))
+        files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in (*PLAIN, ".jsonl", ".parquet"))
         if not files:
             raise UserError(f"{spec}: no .txt, .md, .py, .jsonl[.gz|.zst] or .parquet file in this folder")
         return files
@@ -185,7 +201,8 @@ def _read_bytes(path: Path) -> bytes:
             raise UserError(f"{path}: damaged or cut short ({error})") from error
 
 
-def _has_surrogates(text: str) -> bool:
+def has_surrogates(text: str) -> bool:
+    """Whether it holds halves of surrogate pairs, which JSON can say and UTF-8 cannot."""
     return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
@@ -205,7 +222,8 @@ def _stamp(path: Path) -> list[Any]:
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def _suffix(path: Path) -> str:
+def suffix(path: Path) -> str:
+    """What kind of file it is, compressed or not."""
     return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 

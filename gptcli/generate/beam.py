@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
-from gptcli.generate.engine import Completion, Engine
+from gptcli.generate.engine import Completion, Engine, Prompt
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
 from gptcli.generate.scheduler import window_start
@@ -34,11 +34,12 @@ class Beam:
     finish_reason: str | None = None
 
 
-def beam_completions(engine: Engine, prompt: str, params: SamplingParams) -> list[Completion]:
+def beam_completions(engine: Engine, prompt: Prompt, params: SamplingParams) -> list[Completion]:
     """The params.num_return best texts that follow `prompt`, best first."""
     prompt_ids = engine.encode_prompt(prompt)
     beams = beam_search(engine, prompt_ids, params)
     assert engine.tokenizer is not None  # or the prompt could not be encoded
+    text = prompt if isinstance(prompt, str) else engine.tokenizer.decode(prompt)
     completions = []
     for beam in beams:
         ids, logprobs, eos_logprob = list(beam.ids), list(beam.logprobs), None
@@ -49,7 +50,7 @@ def beam_completions(engine: Engine, prompt: str, params: SamplingParams) -> lis
         for token in ids:
             stream.push(token)
         stream.flush()
-        completions.append(Completion(prompt, stream.text, ids, logprobs, eos_logprob, beam.finish_reason, beam.score))
+        completions.append(Completion(text, stream.text, ids, logprobs, eos_logprob, beam.finish_reason, beam.score))
     return completions
 
 

@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate.beam import beam_completions
-from gptcli.generate.engine import Completion, Engine
+from gptcli.generate.engine import Completion, Engine, Prompt
 
 Scorer = Callable[[list[str], list[str]], Sequence[float]]  # prompts, texts -> a number for each pair
 
 
 def complete(
     engine: Engine,
-    prompts: Sequence[str],
+    prompts: Sequence[Prompt],
     params: SamplingParams,
     streams: Sequence[int] | None = None,
     *,
@@ -38,7 +39,7 @@ def complete(
 
 
 def _best_of(
-    engine: Engine, prompts: Sequence[str], params: SamplingParams, streams: Sequence[int], scorer: Scorer | None
+    engine: Engine, prompts: Sequence[Prompt], params: SamplingParams, streams: Sequence[int], scorer: Scorer | None
 ) -> list[Completion]:
     n = params.best_of
     assert n is not None
@@ -67,3 +68,20 @@ def logprob_score(completion: Completion, kind: str) -> float:
     if completion.eos_logprob is not None:
         logprobs.append(completion.eos_logprob)
     return sum(logprobs) / (len(logprobs) if kind == "mean" else 1)
+
+
+def completion_row(id: str | int, completion: Completion, params: SamplingParams, logprobs: bool) -> dict[str, Any]:
+    """What `gpt generate` writes of a text as JSON."""
+    row: dict[str, Any] = {
+        "id": id,
+        "prompt": completion.prompt,
+        "text": completion.text,
+        "tokens": len(completion.ids),
+        "finish_reason": completion.finish_reason,
+        "seed": params.seed,
+    }
+    if completion.score is not None:
+        row["score"] = completion.score
+    if completion.draft is not None:
+        row |= {f"draft_{name}": count for name, count in completion.draft._asdict().items()}
+    return row | ({"logprobs": completion.logprobs} if logprobs else {})

@@ -3,22 +3,23 @@ evaluation and rollouts."""
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from weakref import WeakValueDictionary
 
 import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate.processors import Processors
-from gptcli.generate.scheduler import DraftCounts, Request, Scheduler, Token
+from gptcli.generate.scheduler import DraftCounts, Request, Scheduler, Token, check_room
 from gptcli.generate.speculative import SpeculativeScheduler
 from gptcli.generate.text import TextStream
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
 
 MAX_ROWS = 64
+Prompt = str | Sequence[int]  # text, or ids where special tokens have their say
 
 
 @dataclass
@@ -60,7 +61,7 @@ class Engine:
         self.model, self.tokenizer, self.dtype = model, tokenizer, dtype
         self.draft, self.draft_tokens = draft, draft_tokens
         self.device = model.wte.weight.device
-        self._processors: WeakValueDictionary[str, Processors] = WeakValueDictionary()
+        self._processors: OrderedDict[str, Processors] = OrderedDict()
 
     def scheduler(self, max_rows: int) -> Scheduler | SpeculativeScheduler:
         if self.draft is not None:
@@ -71,7 +72,7 @@ class Engine:
         return Session(self, max_rows)
 
     def stream(
-        self, prompts: Sequence[str], params: SamplingParams, streams: Sequence[int] | None = None
+        self, prompts: Sequence[Prompt], params: SamplingParams, streams: Sequence[int] | None = None
     ) -> Iterator[tuple[int, str, Completion | None]]:
         """(row, new text, its completion when done) as they come.
 
@@ -88,7 +89,7 @@ class Engine:
                 yield piece.key, piece.text, piece.completion
 
     def generate(
-        self, prompts: Sequence[str], params: SamplingParams, streams: Sequence[int] | None = None
+        self, prompts: Sequence[Prompt], params: SamplingParams, streams: Sequence[int] | None = None
     ) -> list[Completion]:
         """The same, all at once and in order."""
         out: list[Completion | None] = [None] * len(prompts)
@@ -113,7 +114,7 @@ class Engine:
         while scheduler.busy:
             yield from scheduler.step()
 
-    def encode_prompt(self, prompt: str | Sequence[int]) -> list[int]:
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
         """A prompt's ids, after bos where the tokenizer's files say so; an empty one begins a document, that is,
         follows bos or end-of-text. Ids are taken as they are. Raises UserError where nothing marks a beginning, and
         for an id that is none."""
@@ -130,14 +131,23 @@ class Engine:
         return [tokenizer.start_id, *ids]
 
     def processors(self, params: SamplingParams) -> Processors:
-        """What `params` do to logits here. Requests under way whose params differ only in seed and ends share it, and
-        so are chosen for together."""
+        """What `params` do to logits here. Requests whose params differ only in seed and ends share it, and so are
+        chosen for together; the last few are kept."""
         shared = replace(params, seed=0, stop=[], max_new_tokens=0)
-        processors = self._processors.get(repr(shared))
-        if processors is None:
-            processors = Processors(shared, self.model.vocab_size, self.tokenizer, self.device)
-            self._processors[repr(shared)] = processors
-        return processors
+        key = repr(shared)
+        if key not in self._processors:
+            self._processors[key] = Processors(shared, self.model.vocab_size, self.tokenizer, self.device)
+            if len(self._processors) > MAX_ROWS:
+                self._processors.popitem(last=False)
+        self._processors.move_to_end(key)
+        return self._processors[key]
+
+    def check(self, prompt: Prompt, params: SamplingParams) -> None:
+        """Raises the UserError that continuing `prompt` would."""
+        ids, grammar = self.encode_prompt(prompt), self.processors(params).grammar
+        check_room(len(ids), params, self.model.config.context_length)
+        if grammar is not None:
+            grammar.start(ids)
 
     def require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -169,7 +179,7 @@ class Session:
     def add(
         self,
         key: Hashable,
-        prompt: str | Sequence[int],
+        prompt: Prompt,
         params: SamplingParams,
         stream: int = 0,
         *,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
+from gptcli.generate.constrain import grammar_of
 from gptcli.generate.penalties import (
     History,
     ban,
@@ -25,6 +26,7 @@ from gptcli.tokenizer import Tokenizer
 class Processors:
     """Raw logits (B, V) in, the logits to choose from out. What `params` leave off costs nothing.
 
+    `grammar` starts each row's Constraint, which bans tokens before all else here (see constrain.py).
     `constrain`: logit bias, repetition, presence and frequency penalties, bans. It needs the rows' History where
     `needs_history` says so, and serves beam search too. `warp`, where a token is drawn: temperature, top-k, top-p,
     min-p, typical. A row's result depends on that row alone.
@@ -37,11 +39,12 @@ class Processors:
         tokenizer: Tokenizer | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
-        """Raises UserError for a bad word or a bias that names no token of this tokenizer."""
+        """Raises UserError for a bad word, a bias or a constraint that this tokenizer cannot write."""
         self.params = params
         self.eos_id = None if params.ignore_eos or tokenizer is None else tokenizer.eos_id
         self.bias = bias_vector(params, vocab_size, tokenizer, device)
         self.bad_words = bad_sequences(params, tokenizer, device)
+        self.grammar = grammar_of(params, vocab_size, tokenizer, self.eos_id)
         self.minimum = params.min_new_tokens if self.eos_id is not None else 0
         self.needs_history = bool(
             params.repetition_penalty != 1.0

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
+from gptcli.generate.constrain import Constraint, keep_allowed
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
 from gptcli.generate.sampling import choose
@@ -45,7 +46,8 @@ class DraftCounts(NamedTuple):
 
 @dataclass(frozen=True)
 class Token:
-    """One new token of one request. finish_reason is set on its last: eos (not part of the text) or length."""
+    """One new token of one request. finish_reason is set on its last: eos (not part of the text), length, or
+    stop where a constraint has all it wants."""
 
     key: Hashable
     id: int
@@ -62,6 +64,7 @@ class Row:
     request: Request
     processors: Processors
     ids: list[int]
+    constraint: Constraint | None = None
 
     @property
     def new(self) -> int:
@@ -72,17 +75,12 @@ class Row:
         self.ids.append(token)
         if token == self.processors.eos_id:
             return "eos"
-        return "length" if self.new >= self.request.params.max_new_tokens else None
-
-
-def check_overflow(request: Request, context_length: int) -> None:
-    """Raises UserError for a request that wants its overflow refused, and may overflow."""
-    n, params = len(request.ids), request.params
-    if params.on_overflow == "refuse" and n + params.max_new_tokens > context_length:
-        raise UserError(
-            f"the prompt's {n} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
-            f"{context_length} (on_overflow: refuse)"
-        )
+        spent = self.new >= self.request.params.max_new_tokens
+        if self.constraint is not None:
+            self.constraint.push(token)
+            if self.constraint.stuck or (spent and self.constraint.complete):
+                return "stop" if self.constraint.complete else "length"
+        return "length" if spent else None
 
 
 def window_start(length: int, context_length: int) -> int:
@@ -95,6 +93,15 @@ def window_start(length: int, context_length: int) -> int:
         return 0
     stride = max(1, context_length // 2)
     return -(-(length - context_length) // stride) * stride
+
+
+def check_room(prompt_length: int, params: SamplingParams, context_length: int) -> None:
+    """Raises UserError where a view that would slide is to be refused."""
+    if params.on_overflow == "refuse" and prompt_length + params.max_new_tokens > context_length:
+        raise UserError(
+            f"the prompt's {prompt_length} tokens and max_new_tokens {params.max_new_tokens} exceed the context of "
+            f"{context_length} (on_overflow: refuse)"
+        )
 
 
 class Scheduler:
@@ -115,8 +122,9 @@ class Scheduler:
 
     def add(self, request: Request, processors: Processors) -> None:
         """Queue a request; it joins when a row is free. Raises UserError if it cannot be continued at all."""
-        check_overflow(request, self.limit)
-        self._waiting.append(Row(request, processors, list(request.ids)))
+        check_room(len(request.ids), request.params, self.limit)
+        constraint = processors.grammar.start(request.ids) if processors.grammar is not None else None
+        self._waiting.append(Row(request, processors, list(request.ids), constraint))
 
     @torch.inference_mode()
     def cancel(self, key: Hashable) -> None:
@@ -262,6 +270,8 @@ class Scheduler:
     def _choose_group(self, logits: Tensor, processors: Processors, places: list[int]) -> list[int]:
         rows = [self._rows[i] for i in places]
         history = self._history(rows) if processors.needs_history else None
+        if processors.grammar is not None:
+            logits = keep_allowed(logits, [row.constraint for row in rows if row.constraint is not None])
         processed = processors(logits, history)
         streams, positions = [row.request.stream for row in rows], [row.new for row in rows]
         seeds = [row.request.params.seed for row in rows]

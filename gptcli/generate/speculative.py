@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gptcli.errors import UserError
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
 from gptcli.generate.sampling import draw
-from gptcli.generate.scheduler import DraftCounts, Request, Row, Token, check_overflow, window_start
+from gptcli.generate.scheduler import DraftCounts, Request, Row, Token, check_room, window_start
 from gptcli.model import GPT, KVCache
 from gptcli.randomness import uniform
 
@@ -39,7 +40,9 @@ class SpeculativeScheduler:
 
     def add(self, request: Request, processors: Processors) -> None:
         """Queue a request. Raises UserError if it cannot be continued at all."""
-        check_overflow(request, self._target.limit)
+        check_room(len(request.ids), request.params, self._target.limit)
+        if processors.grammar is not None:
+            raise UserError("a draft does not go with regex, choices or json_schema; leave out one of them")
         self._requests.append((request.key, self._continue(Row(request, processors, list(request.ids)))))
 
     def cancel(self, key: Hashable) -> None:

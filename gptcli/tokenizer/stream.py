@@ -13,9 +13,9 @@ CONTEXT = 8
 class StreamDecoder:
     """`push` ids one by one, print what it returns, `flush` at the end: the joined chunks equal the full decode.
 
-    Bytes that are no character yet decode to one U+FFFD at the very end; only that last one can still change,
-    so it alone is held back. Ids before the last clean place are context, so each push decodes a short tail.
-    `context` are ids that the text follows: some tokenizers drop a space where nothing precedes it.
+    Bytes that are no character yet decode to U+FFFD at the end: to one, or with SentencePiece to one for each byte.
+    They can still change, so they are held back. Ids before the last clean place are context, so each push decodes a
+    short tail. `context` are ids that the text follows: some tokenizers drop a space where nothing precedes it.
     """
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, context: Sequence[int] = ()) -> None:
@@ -29,7 +29,7 @@ class StreamDecoder:
         self._window.append(token)
         text = self._decode()
         if text.endswith(REPLACEMENT):
-            return self._emit(text, len(text) - 1)
+            return self._emit(text, len(text.rstrip(REPLACEMENT)))
         chunk = self._emit(text, len(text))
         if not chunk:  # a special token that is left out is no context: what follows may need the one before
             self._window.pop()

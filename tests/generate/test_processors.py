@@ -215,6 +215,7 @@ def test_every_key_is_used_or_left_to_the_engine() -> None:
     elsewhere = {
         "max_new_tokens", "stop", "ignore_eos", "on_overflow", "seed", "top_p_mode", "bad_words",
         "num_beams", "length_penalty", "early_stopping", "best_of", "best_of_score", "num_return",
+        "regex", "choices", "json_schema",
     }  # fmt: skip
     names = {f.name for f in dataclasses.fields(SamplingParams)}
     assert names == elsewhere | EVERYTHING.keys()

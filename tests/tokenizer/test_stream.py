@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import tokenizers
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import decoders, models
 
-from gptcli.tokenizer import StreamDecoder
+from gptcli.tokenizer import StreamDecoder, Tokenizer
 from gptcli.tokenizer.build import byte_tokenizer, char_tokenizer, train_bpe
 from gptcli.tokenizer.stream import REPLACEMENT
 
@@ -76,3 +78,10 @@ def test_streams_do_not_share_state(tokenizer):
         assert one.push(i) == ""
     assert two.flush() == ""
     assert one.push(ids[-1]) == "语"
+
+
+def test_characters_out_of_byte_tokens_are_shown_whole():
+    """SentencePiece's decoder gives a U+FFFD for each byte of a run that ends in half a character."""
+    backend = tokenizers.Tokenizer(models.BPE(vocab={f"<0x{b:02X}>": b for b in range(256)}, merges=[]))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    assert "".join(chunks(Tokenizer(backend, {}), list("🙂🙂é!".encode()))) == "🙂🙂é!"
