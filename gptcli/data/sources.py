@@ -170,13 +170,14 @@ def list_files(spec: str) -> list[Path]:
 
 
 def stdlib_files() -> list[Path]:
-    """The installed Python's own library, without its tests and the near-duplicate tables of `encodings`."""
+    """The installed Python's own library, without its tests and without what repeats itself: the tables of
+    `encodings`, and turtle.py, which holds its own manual several times."""
     root = Path(sysconfig.get_paths()["stdlib"])
     left_out = {"test", "tests", "idle_test", "encodings", "site-packages", "dist-packages", "__pycache__"}
     files = []
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if not left_out.intersection(parts[:-1]) and not parts[-1].startswith("test_"):
+        if not left_out.intersection(parts[:-1]) and not parts[-1].startswith("test_") and parts != ("turtle.py",):
             files.append(path)
     return files
 

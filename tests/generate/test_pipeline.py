@@ -18,6 +18,7 @@ from gptcli.generate.prompts import read_jobs
 from gptcli.generate.rowfile import RowFile, begun_with, meta_path
 from gptcli.model import GPT
 from gptcli.tokenizer.build import byte_tokenizer, char_tokenizer
+from gptcli.tokenizer.chat_template import render_chat
 
 PARAMS = SamplingParams(max_new_tokens=12, seed=3, logit_bias={"<|endoftext|>": 2.0})
 
@@ -152,6 +153,15 @@ def test_lines_of_text_are_prompts(engine: Engine, tmp_path: Path) -> None:
 
 # ---- bad lines --------------------------------------------------------------------------------------------------
 
+
+def test_messages_are_written_in_the_chat_template(engine: Engine, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    row = rows_of(engine, write_lines(tmp_path / "in.jsonl", [{"id": "a", "messages": messages}]))[0]
+    assert row["prompt"] == render_chat(engine.require_tokenizer(), messages)
+    assert "hi" in row["prompt"]
+    assert row["tokens"] > 0
+
+
 BAD = {
     '{"prompt": "x", "temprature": 1}': "unknown key 'temprature'; did you mean 'temperature'?",
     '{"prompt": "x", "zzz": 1}': "unknown key 'zzz'; expected id, prompt, messages or a key of sampling",
@@ -166,7 +176,8 @@ BAD = {
     '{"id": true, "prompt": "x"}': "id: expected text or a whole number, not true",
     '{"id": "x"}': "give a prompt or messages",
     '{"prompt": "x", "messages": []}': "give a prompt or messages",
-    '{"messages": [{"role": "user", "content": "hi"}]}': "messages: this version cannot",
+    '{"messages": []}': "messages: expected a list of {role, content}",
+    '{"messages": [{"role": "user"}]}': "messages: expected a list of {role, content}",
     '{"prompt": "\\ud800"}': "half of a surrogate pair",
     '{"id": "\\ud800", "prompt": "x"}': "half of a surrogate pair",
     "[1]": "expected one JSON object a line",
