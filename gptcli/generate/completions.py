@@ -67,7 +67,7 @@ def logprob_score(completion: Completion, kind: str) -> float:
     logprobs = list(completion.logprobs)
     if completion.eos_logprob is not None:
         logprobs.append(completion.eos_logprob)
-    return sum(logprobs) / (len(logprobs) if kind == "mean" else 1)
+    return sum(logprobs) / (max(1, len(logprobs)) if kind == "mean" else 1)
 
 
 def completion_row(id: str | int, completion: Completion, params: SamplingParams, logprobs: bool) -> dict[str, Any]:

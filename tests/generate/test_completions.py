@@ -96,3 +96,7 @@ def test_the_engine_itself_refuses_what_it_does_not_do(engine: Engine) -> None:
     for options in ({"num_beams": 2}, {"best_of": 2}):
         with pytest.raises(AssertionError):
             engine.generate(["a"], SamplingParams(**options))
+
+
+def test_an_empty_text_has_a_score() -> None:
+    assert logprob_score(Completion(""), "mean") == logprob_score(Completion(""), "sum") == 0
