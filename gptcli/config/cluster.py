@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from gptcli.config.flops import flops_per_token_with_attention
 from gptcli.config.gpus import Gpu
-from gptcli.config.memory import USABLE, StepShape, largest_micro_batch, step_memory
-from gptcli.config.plan import global_batch_size, training_tokens
+from gptcli.config.memory import USABLE, StepShape, step_memory
+from gptcli.config.plan import global_batch_size, pick_micro_batch, replica_rows, training_tokens
 from gptcli.config.schema import BatchRamp, ModelConfig, ParallelSizes, Recipe
 from gptcli.errors import UserError
 
@@ -111,18 +111,13 @@ def fit(job: Job, layout: ParallelSizes) -> Fit:
     """The recipe's micro batch, or the largest that fits (one row where none does)."""
     if any(size % layout.tp for size in (job.model.n_head, job.model.kv_heads, job.model.inner)):
         raise UserError(f"tp={layout.tp}: does not divide {job.model.n_head} heads ({job.model.kv_heads} of keys)")
-    per_replica = -(-job.rows // replicas(layout))
-    smallest = max(1, job.ramp.start // replicas(layout)) if job.ramp else per_replica
+    per_replica, _ = replica_rows(job.recipe, replicas=replicas(layout), on_cpu=job.on_cpu)
     # processes on a CPU share the machine
     room = int(USABLE * job.gpu.memory) // (world_size(layout) if job.on_cpu else 1)
     step = StepShape(
         rows=1, seq_len=job.seq_len, half=job.half, on_cpu=job.on_cpu, optimizer=job.recipe.optim.name, layout=layout
     )
-    wanted = job.recipe.train.micro_batch_size
-    if wanted == "auto":
-        rows = largest_micro_batch(job.model, step, per_process=per_replica, smallest=smallest, room=room) or 1
-    else:
-        rows = min(wanted, per_replica)
+    rows = pick_micro_batch(job.recipe, job.model, step, replicas=replicas(layout), room=room)
     step = dataclasses.replace(step, rows=rows, accumulates=rows < per_replica)
     return Fit(layout, rows, -(-per_replica // rows), step_memory(job.model, step), room)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gptcli.config.schema import BatchRamp, OptimBlock, Recipe, TrainBlock
+from gptcli.config.memory import StepShape, largest_micro_batch
+from gptcli.config.schema import BatchRamp, ModelConfig, OptimBlock, Recipe, TrainBlock
 from gptcli.errors import UserError
 
 
@@ -53,6 +54,23 @@ def global_batch_size(recipe: Recipe, *, on_cpu: bool) -> int:
     if on_cpu and train.global_batch_size_cpu is not None:
         return train.global_batch_size_cpu
     return train.global_batch_size
+
+
+def replica_rows(recipe: Recipe, *, replicas: int, on_cpu: bool) -> tuple[int, int]:
+    """A replica's rows of a full step, and of the smallest, which the batch's ramp begins with."""
+    rows, train = global_batch_size(recipe, on_cpu=on_cpu), recipe.train
+    full = -(-rows // replicas)
+    ramp = train.batch_ramp if rows == train.global_batch_size else None
+    return full, full if ramp is None else max(1, ramp.start // replicas)
+
+
+def pick_micro_batch(recipe: Recipe, model: ModelConfig, step: StepShape, *, replicas: int, room: float) -> int:
+    """The recipe's rows of a micro-batch; for auto the most whose step fits `room` bytes, or one where none does."""
+    full, smallest = replica_rows(recipe, replicas=replicas, on_cpu=step.on_cpu)
+    wanted = recipe.train.micro_batch_size
+    if wanted != "auto":
+        return min(wanted, full)
+    return largest_micro_batch(model, step, per_process=full, smallest=smallest, room=room) or 1
 
 
 def training_tokens(train: TrainBlock, seq_len: int) -> int:

@@ -136,10 +136,6 @@ class Scheduler:
     def busy(self) -> bool:
         return bool(self._rows or self._waiting)
 
-    @property
-    def n_waiting(self) -> int:
-        return len(self._waiting)
-
     @torch.inference_mode()
     def step(self) -> list[Token]:
         """One token for every request under way."""
@@ -178,25 +174,26 @@ class Scheduler:
 
     # ---- reading -------------------------------------------------------------------------------------------
 
-    def _view(self, row: Row) -> list[int]:
-        """The ids that the model sees of a row."""
-        start = window_start(len(row.ids), self.limit)
-        return row.ids[start:] if start else row.ids
+    def _unread(self, i: int) -> list[int]:
+        """The ids of a row's view that are not in the cache yet."""
+        assert self._cache is not None
+        ids = self._rows[i].ids
+        return ids[window_start(len(ids), self.limit) + self._cache.length(i) :]
 
     def _segments(self) -> Iterator[tuple[int, int]]:
         """Places [start, stop) of rows to read in one forward: those with one new token together, prompts in
         batches. A prompt that begins like one of the same batch waits for the next, and copies."""
         assert self._cache is not None
-        beginnings: dict[tuple[int, ...], int] = {}
-        start, widest = 0, 0
         for i, row in enumerate(self._rows):
-            view = self._view(row)
             if window_start(len(row.ids), self.limit) != window_start(len(row.ids) - 1, self.limit):
                 self._cache.set_length(i, 0)  # the view has slid
-            beginning = tuple(view[:SHARED_PREFIX])
-            alike = beginnings.get(beginning) if len(beginning) == SHARED_PREFIX else None
-            beginnings.setdefault(beginning, i)
-            fresh = len(view) - self._cache.lengths[i]
+        if all(len(self._unread(i)) == 1 for i in range(len(self._rows))):
+            yield 0, len(self._rows)
+            return
+        beginnings: dict[tuple[int, ...], int] = {}
+        start, widest = 0, 0
+        for i in range(len(self._rows)):
+            fresh, alike = len(self._unread(i)), self._alike(i, beginnings)
             if i > start and (
                 (fresh == 1) != (widest == 1)
                 or (fresh > 1 and max(widest, fresh) * (i + 1 - start) > PREFILL_TOKENS)
@@ -204,17 +201,26 @@ class Scheduler:
             ):
                 yield start, i
                 start, widest = i, 0
-            if alike is not None and self._cache.lengths[i] == 0 and alike < start:
-                fresh -= self._copy_beginning(alike, i, view)
+            if alike is not None and self._cache.length(i) == 0 and alike < start:
+                fresh -= self._copy_beginning(alike, i)
             widest = max(widest, fresh)
         yield start, len(self._rows)
 
-    def _copy_beginning(self, source: int, target: int, view: list[int]) -> int:
+    def _alike(self, i: int, beginnings: dict[tuple[int, ...], int]) -> int | None:
+        """An earlier row whose view begins as this one's does, by the `beginnings` seen so far."""
+        ids = self._rows[i].ids
+        start = window_start(len(ids), self.limit)
+        beginning = tuple(ids[start : start + SHARED_PREFIX])
+        earlier = beginnings.setdefault(beginning, i)
+        return earlier if earlier != i and len(beginning) == SHARED_PREFIX else None
+
+    def _copy_beginning(self, source: int, target: int) -> int:
         """Take over what another row has read of the same tokens; how many. The last token is always read anew."""
         assert self._cache is not None
-        theirs = self._view(self._rows[source])
-        most = min(len(view) - 1, self._cache.lengths[source])
-        shared = next((n for n in range(most) if view[n] != theirs[n]), most)
+        theirs, ours = (self._rows[i].ids for i in (source, target))
+        their_start, our_start = (window_start(len(ids), self.limit) for ids in (theirs, ours))
+        most = min(len(ours) - our_start - 1, self._cache.length(source))
+        shared = next((n for n in range(most) if ours[our_start + n] != theirs[their_start + n]), most)
         if shared:
             self._cache.copy_row(source, target, shared)
         return shared
@@ -224,15 +230,14 @@ class Scheduler:
         assert self._cache is not None
         whole = (start, stop) == (0, self._cache.batch)
         cache = self._cache if whole else self._cache.rows(start, stop)
-        lengths = cache.lengths
-        fresh = [self._view(row)[n:] for row, n in zip(self._rows[start:stop], lengths, strict=True)]
+        fresh = [self._unread(i) for i in range(start, stop)]
         width = max(map(len, fresh))
         mask = None
         if min(map(len, fresh)) < width:
-            mask = torch.tensor([[j < len(ids) for j in range(width)] for ids in fresh], device=self.device)
             # padding needs room too, which the longest row may not have left
-            if max(lengths) + width > cache.capacity:
+            if max(cache.lengths) + width > cache.capacity:
                 return torch.cat([self._read(i, i + 1) for i in range(start, stop)])
+            mask = torch.tensor([[j < len(ids) for j in range(width)] for ids in fresh], device=self.device)
         tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids in fresh], device=self.device)
         logits = self.model(tokens, attention_mask=mask, cache=cache, last_only=True).logits
         return logits[:, -1]

@@ -117,7 +117,7 @@ class _Reader:
     def logits(self, ids: list[int], n: int = 1) -> Tensor:
         """(n, V): what the model says after each of the last n ids, which must share one view (see window_start)."""
         view = ids[window_start(len(ids) - n + 1, self.limit) :]
-        most = min(self._cache.lengths[0], len(view) - n)
+        most = min(self._cache.length(0), len(view) - n)
         kept = next((i for i in range(most) if view[i] != self._read[i]), most)
         self._cache.set_length(0, kept)
         self._read = view

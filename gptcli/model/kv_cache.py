@@ -54,6 +54,9 @@ class KVCache:
     def lengths(self) -> list[int]:
         return self._lengths[self.first : self.first + self.batch]
 
+    def length(self, row: int) -> int:
+        return self._lengths[self.first + row]
+
     # ---- one forward ---------------------------------------------------------------------------------------
 
     def begin(self, tokens: Tensor, attention_mask: Tensor | None) -> CacheStep:
@@ -116,7 +119,7 @@ class KVCache:
 
     def copy_row(self, source: int, target: int, length: int | None = None) -> None:
         """The first `length` tokens of a row (all of them) take the place of another's."""
-        length = self.lengths[source] if length is None else length
+        length = self.length(source) if length is None else length
         for kind in (self.k, self.v):
             for stored in kind:
                 stored[target, :, :length] = stored[source, :, :length]

@@ -12,8 +12,8 @@ import torch
 
 from gptcli.config.gpus import machine_memory
 from gptcli.config.load import dump_recipe
-from gptcli.config.memory import USABLE, StepShape, largest_micro_batch, state_bytes
-from gptcli.config.plan import TrainPlan, global_batch_size, make_plan
+from gptcli.config.memory import USABLE, StepShape, state_bytes
+from gptcli.config.plan import TrainPlan, make_plan, pick_micro_batch
 from gptcli.config.schema import ModelConfig, ParallelSizes, Recipe
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
@@ -87,43 +87,25 @@ def total_memory(runtime: Runtime) -> int | None:
 
 
 def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: torch.dtype) -> TrainPlan:
-    """The computed plan, micro_batch_size chosen if it is auto."""
+    """The computed plan, micro_batch_size chosen by the memory there is if it is auto."""
     on_cpu = runtime.device.type == "cpu"
-    rows = global_batch_size(recipe, on_cpu=on_cpu)
-    wanted = recipe.train.micro_batch_size
-    if wanted == "auto":
-        ramp = recipe.train.batch_ramp
-        per_rank = max(1, rows // runtime.dp_size)
-        smallest = (
-            max(1, ramp.start // runtime.dp_size) if ramp and rows == recipe.train.global_batch_size else per_rank
-        )
-        micro = _largest_micro_batch(recipe, config, runtime, per_rank, smallest, dtype)
-    else:
-        micro = min(wanted, max(1, rows // runtime.dp_size))
-    return make_plan(
-        recipe,
-        context_length=config.context_length,
-        dp_size=runtime.dp_size,
-        micro_batch_size=micro,
-        on_cpu=on_cpu,
-    )
-
-
-def _largest_micro_batch(
-    recipe: Recipe, config: ModelConfig, runtime: Runtime, per_rank: int, smallest: int, dtype: torch.dtype
-) -> int:
-    """What fits the memory by formula; one row where nothing does."""
     step = StepShape(
         rows=1,
         seq_len=recipe.train.seq_len or config.context_length,
         half=dtype != torch.float32,
-        on_cpu=runtime.device.type == "cpu",
+        on_cpu=on_cpu,
         optimizer=recipe.optim.name,
         layout=ParallelSizes(dp=runtime.dp_size),
     )
     have = total_memory(runtime)
     room = float("inf") if have is None else USABLE * have
-    return largest_micro_batch(config, step, per_process=per_rank, smallest=smallest, room=room) or 1
+    return make_plan(
+        recipe,
+        context_length=config.context_length,
+        dp_size=runtime.dp_size,
+        micro_batch_size=pick_micro_batch(recipe, config, step, replicas=runtime.dp_size, room=room),
+        on_cpu=on_cpu,
+    )
 
 
 def open_run_dir(recipe: Recipe, runtime: Runtime, *, resume: bool) -> Path:
