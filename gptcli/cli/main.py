@@ -14,10 +14,10 @@ from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
 from gptcli.cli.inspect import inspect
 from gptcli.cli.plan import plan
-from gptcli.cli.pretrain import pretrain
 from gptcli.cli.recipes import recipes
 from gptcli.cli.serve import serve
 from gptcli.cli.tokenize import tokenize
+from gptcli.cli.train import training_verb
 from gptcli.errors import GptError, UserError
 
 HELP = """The whole life of a GPT from one command line: tokenize, pretrain, generate, evaluate.
@@ -34,7 +34,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command()(tokenize)
-app.command()(pretrain)
+app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)

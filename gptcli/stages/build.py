@@ -19,9 +19,9 @@ from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.model import GPT
 from gptcli.model.extend import extend_context
-from gptcli.modeldir import model_of, open_model_dir, read_weights
+from gptcli.modeldir import load_model, model_of, open_model_dir, read_weights
 from gptcli.tokenizer import Tokenizer
-from gptcli.train.checkpoint import find_checkpoint, remove_unfinished
+from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
 
 
 def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
@@ -36,6 +36,30 @@ def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
             "leave model.vocab_size out to take the tokenizer's"
         )
     return config
+
+
+def start_model(
+    recipe: Recipe,
+    tokenizer: Tokenizer,
+    data_hash: str,
+    runtime: Runtime,
+    say: Callable[[str], None],
+    *,
+    resume: Path | None,
+) -> tuple[GPT, Training | None]:
+    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest."""
+    if resume is None:
+        return build_model(recipe, tokenizer, runtime, say), None
+    checkpoint = find_checkpoint(resume)
+    training = load_training(checkpoint)
+    if training.facts["tokenizer_hash"] != tokenizer.hash:
+        raise UserError(f"{checkpoint}: was trained with another tokenizer than the data has now; cannot resume")
+    if training.facts["data_hash"] != data_hash:
+        raise UserError(
+            f"{checkpoint}: the data has changed since this checkpoint, so a resume would not be exact; "
+            f"start a new run from its weights with -s init_from={checkpoint}"
+        )
+    return load_model(open_model_dir(checkpoint), device=runtime.device).train(), training
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]) -> GPT:
@@ -86,7 +110,9 @@ def total_memory(runtime: Runtime) -> int | None:
     return None if machine is None else machine // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: torch.dtype) -> TrainPlan:
+def pick_plan(
+    recipe: Recipe, config: ModelConfig, runtime: Runtime, say: Callable[[str], None], *, dtype: torch.dtype
+) -> TrainPlan:
     """The computed plan, micro_batch_size chosen by the memory there is if it is auto."""
     on_cpu = runtime.device.type == "cpu"
     step = StepShape(
@@ -99,13 +125,19 @@ def pick_plan(recipe: Recipe, config: ModelConfig, runtime: Runtime, *, dtype: t
     )
     have = total_memory(runtime)
     room = float("inf") if have is None else USABLE * have
-    return make_plan(
+    plan = make_plan(
         recipe,
         context_length=config.context_length,
         dp_size=runtime.dp_size,
         micro_batch_size=pick_micro_batch(recipe, config, step, replicas=runtime.dp_size, room=room),
         on_cpu=on_cpu,
     )
+    if on_cpu and plan.global_batch_size != recipe.train.global_batch_size:
+        say(
+            f"no GPU here: steps of {plan.global_batch_size} rows (train.global_batch_size_cpu) "
+            f"instead of {recipe.train.global_batch_size}"
+        )
+    return plan
 
 
 def open_run_dir(recipe: Recipe, runtime: Runtime, *, resume: bool) -> Path:

@@ -13,12 +13,11 @@ from gptcli.config.schema import Recipe
 from gptcli.data.batches import HeldOutRows, PretrainSource
 from gptcli.data.prepare import TrainingData, checkpoint_tokenizer_matches, prepare
 from gptcli.dist.runtime import Runtime, pick_precision
-from gptcli.errors import UserError
-from gptcli.modeldir import load_model, open_model_dir
-from gptcli.stages.build import build_model, compile_model, open_run_dir, pick_plan
+from gptcli.modeldir import open_model_dir
+from gptcli.stages.build import compile_model, open_run_dir, pick_plan, start_model
 from gptcli.stages.console import RunConsole
 from gptcli.stages.run import TrainingRun
-from gptcli.train.checkpoint import Training, find_checkpoint, load_training
+from gptcli.train.checkpoint import find_checkpoint
 from gptcli.train.objectives import next_token
 from gptcli.train.optim import make_optimizer
 
@@ -34,22 +33,9 @@ def run(
     """Train and return the summary. `resume` is a run directory whose latest checkpoint to go on from."""
     with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") if dry_run else nullcontext() as scratch:
         data = _open_data(recipe, runtime, console, cache=Path(scratch) if scratch else None)
-        resumed: Training | None = None
-        if resume is not None:
-            checkpoint = find_checkpoint(resume)
-            resumed = load_training(checkpoint)
-            _refuse_other_data(resumed, data, checkpoint)
-            folder = open_model_dir(checkpoint)
-            model = load_model(folder, device=runtime.device).train()
-        else:
-            model = build_model(recipe, data.tokenizer, runtime, console.say)
+        model, resumed = start_model(recipe, data.tokenizer, data.hash, runtime, console.say, resume=resume)
         dtype = pick_precision(recipe.train.precision, runtime.device)
-        plan = pick_plan(recipe, model.config, runtime, dtype=dtype)
-        if runtime.device.type == "cpu" and plan.global_batch_size != recipe.train.global_batch_size:
-            console.say(
-                f"no GPU here: steps of {plan.global_batch_size} rows (train.global_batch_size_cpu) "
-                f"instead of {recipe.train.global_batch_size}"
-            )
+        plan = pick_plan(recipe, model.config, runtime, console.say, dtype=dtype)
         source = PretrainSource(data.rows(plan.seq_len, recipe.run.seed), plan, runtime.dp_rank)
         held_out = _held_out(data, recipe, runtime, plan.seq_len, plan.micro_batch_size)
         compile_model(model, recipe, console.say)
@@ -84,16 +70,6 @@ def _open_data(recipe: Recipe, runtime: Runtime, console: RunConsole, *, cache: 
         folder = open_model_dir(find_checkpoint(recipe.init_from))
         checkpoint_tokenizer_matches(data, folder.require_tokenizer(), recipe.init_from)
     return data
-
-
-def _refuse_other_data(resumed: Training, data: TrainingData, checkpoint: Path) -> None:
-    if resumed.facts["tokenizer_hash"] != data.tokenizer.hash:
-        raise UserError(f"{checkpoint}: was trained with another tokenizer than the data has now; cannot resume")
-    if resumed.facts["data_hash"] != data.hash:
-        raise UserError(
-            f"{checkpoint}: the data has changed since this checkpoint, so a resume would not be exact; "
-            f"start a new run from its weights with -s init_from={checkpoint}"
-        )
 
 
 def _held_out(data: TrainingData, recipe: Recipe, runtime: Runtime, seq_len: int, micro: int) -> list[Any]:

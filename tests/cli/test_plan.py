@@ -98,7 +98,7 @@ def test_this_machine_is_planned_as_it_trains(tiny: Tiny) -> None:
     assert row["days"] is row["gpu_days"] is row["cost"] is None
     recipe = load_recipe("gpt2-small")
     assert recipe.model is not None
-    plan = pick_plan(recipe, recipe.model, Runtime(), dtype=torch.float32)
+    plan = pick_plan(recipe, recipe.model, Runtime(), print, dtype=torch.float32)
     mine = fit(Job(recipe.model, recipe, find_gpu("cpu")), ParallelSizes())
     assert (plan.micro_batch_size, plan.grad_accum_steps) == (mine.micro_batch_size, mine.grad_accum_steps)
 

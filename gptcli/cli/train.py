@@ -1,8 +1,10 @@
-"""gpt pretrain"""
+"""The verbs that train: pretrain, and one per further stage."""
 
 from __future__ import annotations
 
+import importlib
 import json as jsonlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,48 +22,51 @@ Resume = Annotated[
     typer.Option("--resume", metavar="RUN", help="Go on with this run, exactly where its latest checkpoint stands."),
 ]
 Nproc = Annotated[int, typer.Option("--nproc", min=1, metavar="N", help="Processes on this machine.")]
+Precision = Annotated[
+    str | None,
+    typer.Option("--precision", metavar="auto|fp32|bf16", help="Arithmetic; left out: the recipe's."),
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check recipe, data and memory, run one step, write nothing.")]
 
 
-def pretrain(
-    recipe: options.RecipeName = None,
-    set_: options.Overrides = None,
-    resume: Resume = None,
-    nproc: Nproc = 1,
-    dry_run: DryRun = False,
-    json: options.Json = False,
-    quiet: options.Quiet = False,
-    seed: options.Seed = None,
-    device: options.Device = "auto",
-    precision: Annotated[
-        str | None,
-        typer.Option("--precision", metavar="auto|fp32|bf16", help="Arithmetic; left out: the recipe's."),
-    ] = None,
-) -> None:
-    """Train a language model on text.
+def training_verb(stage: str, help: str) -> Callable[..., None]:
+    """The command of a stage: every one takes the same options, and `gptcli.stages` has a module named after it."""
 
-    gpt pretrain -r quickstart.yaml
-    """
-    overrides = list(set_ or [])
-    overrides += [f"run.seed={seed}"] if seed is not None else []
-    overrides += [f"train.precision={precision}"] if precision is not None else []
-    overrides += ["train.max_steps=1", "train.max_tokens=null", "run.name=dry-run"] if dry_run else []
-    loaded = load_stage_recipe("pretrain", recipe, overrides, resume)
-    if nproc > 1 and not is_worker():
-        raise typer.Exit(launch(nproc))
-    end_with_parent()
+    def verb(
+        recipe: options.RecipeName = None,
+        set_: options.Overrides = None,
+        resume: Resume = None,
+        nproc: Nproc = 1,
+        dry_run: DryRun = False,
+        json: options.Json = False,
+        quiet: options.Quiet = False,
+        seed: options.Seed = None,
+        device: options.Device = "auto",
+        precision: Precision = None,
+    ) -> None:
+        overrides = list(set_ or [])
+        overrides += [f"run.seed={seed}"] if seed is not None else []
+        overrides += [f"train.precision={precision}"] if precision is not None else []
+        overrides += ["train.max_steps=1", "train.max_tokens=null", "run.name=dry-run"] if dry_run else []
+        loaded = load_stage_recipe(stage, recipe, overrides, resume)
+        if nproc > 1 and not is_worker():
+            raise typer.Exit(launch(nproc))
+        end_with_parent()
 
-    from gptcli.dist.runtime import runtime
-    from gptcli.stages import pretrain as stage
-    from gptcli.stages.console import RunConsole
+        from gptcli.dist.runtime import runtime
+        from gptcli.stages.console import RunConsole
 
-    with runtime(device) as here:
-        console = RunConsole(quiet=quiet, is_main=here.is_main)
-        summary = stage.run(loaded, here, console, resume=resume, dry_run=dry_run)
-        if dry_run:
-            summary = {k: v for k, v in summary.items() if k not in ("run_dir", "checkpoint")}
-        if here.is_main:
-            report(summary, as_json=json, say=console.say)
+        module = importlib.import_module("gptcli.stages." + stage.removeprefix("rlhf-"))
+        with runtime(device) as here:
+            console = RunConsole(quiet=quiet, is_main=here.is_main)
+            summary = module.run(loaded, here, console, resume=resume, dry_run=dry_run)
+            if dry_run:
+                summary = {k: v for k, v in summary.items() if k not in ("run_dir", "checkpoint")}
+            if here.is_main:
+                report(summary, as_json=json, say=console.say)
+
+    verb.__doc__ = help
+    return verb
 
 
 def load_stage_recipe(stage: str, recipe: str | None, overrides: list[str], resume: Path | None) -> Recipe:
