@@ -150,8 +150,8 @@ class Scheduler:
         self._join()
         if not self._rows:
             return []
-        logits = torch.cat([self._read(start, stop) for start, stop in self._segments()])
-        tokens = self._choose(logits)
+        parts = [self._read(start, stop) for start, stop in self._segments()]
+        tokens = self._choose(parts[0] if len(parts) == 1 else torch.cat(parts))
         self._leave([i for i, token in enumerate(tokens) if token.finish_reason is not None])
         return tokens
 
