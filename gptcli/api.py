@@ -20,6 +20,7 @@ from gptcli.generate.pack import pack
 from gptcli.model import Output
 from gptcli.modeldir import ModelDir, load_model, open_model_dir
 from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer.texts import TokenTexts
 from gptcli.train.checkpoint import find_checkpoint
 
 
@@ -97,8 +98,8 @@ class LoadedModel:
         if row.shape[1] < 2:
             return []
         logprobs = self.model(row[:, :-1], targets=row[:, 1:]).logprobs
-        scored = row[0, 1:].tolist()
-        return [TokenScore(tokenizer.decode([i]), i, p) for i, p in zip(scored, logprobs[0].tolist(), strict=True)]
+        scored, texts = row[0, 1:].tolist(), TokenTexts(tokenizer)
+        return [TokenScore(texts.text(i), i, p) for i, p in zip(scored, logprobs[0].tolist(), strict=True)]
 
     def forward(self, tokens: Tensor, **inputs: Any) -> Output:
         """The model's forward; see `gptcli.model.GPT.forward`."""

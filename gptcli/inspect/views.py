@@ -18,10 +18,11 @@ from gptcli.inspect.capture import attention_weights, residual_stream
 from gptcli.inspect.page import attention_page
 from gptcli.inspect.predict import entropy, layer_names, lens, likeliest, next_logits, sampled_probabilities
 from gptcli.inspect.terminal import bars, columns, flow
-from gptcli.inspect.tokens import TokenTexts, find_word
+from gptcli.inspect.tokens import find_word
 from gptcli.inspect.words import WordSpace, nearest_rows, pca
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer.texts import TokenTexts
 
 MOST_ATTENDED = 5  # tokens a layer, in the terminal
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.errors import UserError
-from gptcli.inspect.tokens import TokenTexts
 from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer.texts import TokenTexts
 
 
 def unit(vectors: Tensor) -> Tensor:
