@@ -8,7 +8,8 @@ import torch
 
 from gptcli.errors import UserError
 from gptcli.generate.engine import Engine
-from gptcli.generate.scheduler import Token, likeliest
+from gptcli.generate.sampling import largest
+from gptcli.generate.scheduler import Token
 
 
 @torch.inference_mode()
@@ -23,6 +24,6 @@ def score_prompt(engine: Engine, ids: Sequence[int], top_logprobs: int = 0) -> l
     row = torch.tensor([ids], device=engine.device)
     logprobs = engine.model(row[:, :-1]).logits[0].float().log_softmax(-1)
     chosen = logprobs.gather(1, row[0, 1:, None])[:, 0].tolist()
-    tops = likeliest(logprobs, [top_logprobs] * len(chosen))
+    tops = largest(logprobs, top_logprobs)
     rest = [Token("", i, p, None, top) for i, p, top in zip(ids[1:], chosen, tops, strict=True)]
     return [Token("", ids[0], None, None), *rest]

@@ -9,7 +9,7 @@ import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.generate.processors import Processors
-from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical
+from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, largest
 
 
 def logits_of(*probs: float) -> torch.Tensor:
@@ -148,3 +148,10 @@ def test_temperature_zero_is_greedy() -> None:
     params = SamplingParams(temperature=0.0, top_k=3, top_p=0.1)
     processed = Processors(params, 50)(logits, None)
     assert torch.equal(choose(processed, 0.0, [0] * 8, range(8), range(8)), logits.argmax(-1))
+
+
+def test_largest_gives_no_more_than_there_is() -> None:
+    rows = torch.tensor([[0.25, 0.75], [0.5, 0.125]])
+    assert largest(rows, 9) == [[(1, 0.75), (0, 0.25)], [(0, 0.5), (1, 0.125)]]
+    assert largest(rows, 1) == [[(1, 0.75)], [(0, 0.5)]]
+    assert largest(rows, 0) == [[], []]
