@@ -42,7 +42,7 @@ def save_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor],
     """Write a model directory's files into `folder`, which exists. The weights are named as GPT's parameters."""
     write_tensors(folder / WEIGHTS, weights)
     tree = {"format": "gptcli", "format_version": FORMAT_VERSION, **to_tree(config)}
-    (folder / CONFIG).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+    write_json(folder / CONFIG, tree)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -122,6 +122,10 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: missing; this checkpoint is not complete") from None
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file}: damaged or cut short ({error})") from error
+
+
+def write_json(file: Path, tree: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
 
 
 def read_json(file: Path, *, missing: str) -> dict[str, Any]:

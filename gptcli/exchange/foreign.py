@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -168,7 +167,3 @@ def _tokenizer_of(folder: Path, tree: Mapping[str, Any]) -> tuple[Tokenizer | No
         if token is not None and role not in tokenizer.special:
             tokenizer = tokenizer.with_role(role, token)
     return tokenizer, []
-
-
-def write_json(file: Path, tree: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", "utf-8")

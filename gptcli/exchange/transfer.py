@@ -17,7 +17,7 @@ from gptcli.errors import GptError, UserError
 from gptcli.exchange import check, gguf
 from gptcli.exchange.card import Lineage, model_card, read_lineage, write_lineage
 from gptcli.exchange.check import Proof
-from gptcli.exchange.foreign import Foreign, read_foreign, write_json
+from gptcli.exchange.foreign import Foreign, read_foreign
 from gptcli.files import publish_folder
 from gptcli.model.convert.families import Family, config_to, family_for, needs_zero_biases, with_zero_biases
 from gptcli.model.convert.layouts import to_theirs
@@ -30,6 +30,7 @@ from gptcli.modeldir import (
     open_model_dir,
     read_weights,
     save_model,
+    write_json,
     write_tensors,
 )
 
