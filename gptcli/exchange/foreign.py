@@ -36,6 +36,7 @@ class Foreign:
     weights: Mapping[str, Tensor]
     tokenizer: Tokenizer | None
     notes: list[str] = field(default_factory=list)
+    hugging_face: bool = False  # so transformers can read it too
 
 
 def read_foreign(source: str, *, tokenizer: str | None = None) -> Foreign:
@@ -75,7 +76,7 @@ def _read_hugging_face(folder: Path, tokenizer: str | None) -> Foreign:
         found, notes = _tokenizer_from(tokenizer, folder)
     else:
         found, notes = _tokenizer_of(folder, tree)
-    return Foreign(folder, f"Hugging Face {family.model_type}", config, weights, found, notes)
+    return Foreign(folder, f"Hugging Face {family.model_type}", config, weights, found, notes, hugging_face=True)
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:

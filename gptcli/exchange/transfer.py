@@ -81,7 +81,7 @@ def _prove_import(foreign: Foreign, folder: Path) -> Proof:
     source's tensors as they were read."""
     ids = check.probe_ids(foreign.config, foreign.tokenizer)
     ours = check.logits_of(load_model(open_model_dir(folder)), ids)
-    if foreign.format.startswith("Hugging Face") and check.has_transformers():
+    if foreign.hugging_face and check.has_transformers():
         return check.compare(ours, *check.transformers_logits(foreign.path, ids))
     theirs = check.logits_of(model_of(foreign.config, foreign.weights), ids)
     return check.compare(ours, theirs, "the tensors as read")
