@@ -17,6 +17,7 @@ from gptcli.config.load import build, to_tree
 from gptcli.config.schema import ModelConfig
 from gptcli.config.validate import check_model
 from gptcli.errors import UserError
+from gptcli.files import read_object
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
 
@@ -130,16 +131,11 @@ def write_json(file: Path, tree: Mapping[str, Any]) -> None:
 
 def read_json(file: Path, *, missing: str) -> dict[str, Any]:
     try:
-        tree = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(missing) from None
-    except NotADirectoryError:
+        return read_object(file)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(missing) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged or cut short ({error})") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file}: damaged (not a JSON object)")
-    return tree
 
 
 def _check_lineage(folder: Path, tokenizer: Tokenizer | None) -> None:
