@@ -61,8 +61,11 @@ class LoadedModel:
         engine = Engine(model, folder.tokenizer, draft=small, draft_tokens=draft_tokens, dtype=dtype)
         return cls(folder.path, engine)
 
-    def packed(self, *, int8: bool = False) -> LoadedModel:
-        """The same model in the form that generates fastest (generate/pack.py); int8 weights on request."""
+    def packed(self, *, int8: bool = False, compile: bool = False) -> LoadedModel:
+        """The same model in the form that generates fastest (generate/pack.py); int8 weights or a compiled step
+        (generate/compiled.py) on request."""
+        if compile:
+            self.engine.compile()
         pack(self.model, int8=int8)
         if self.engine.draft is not None:
             pack(self.engine.draft, int8=int8)

@@ -37,6 +37,7 @@ class Options:
     json: bool
     quiet: bool
     int8: bool = False
+    compile: bool = False
 
 
 def run_pipeline(engine: Engine, params: SamplingParams, options: Options, *, seed_given: bool) -> None:
@@ -65,6 +66,8 @@ def _run(
     from gptcli.generate.pipeline import generate_rows
 
     pack(engine.model, int8=options.int8)  # after the model's fingerprint was taken
+    if options.compile:
+        engine.compile()
     with _Report(options, file) as report, _signals_raise(report):
         completions = generate_rows(
             engine,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
+from gptcli.generate.compiled import CompiledDecode, rounded
 from gptcli.generate.constrain import Constraint, keep_allowed
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
@@ -111,8 +112,15 @@ class Scheduler:
     last row taking a freed place. A row's tokens do not depend on what runs beside it.
     """
 
-    def __init__(self, model: GPT, *, max_rows: int, dtype: torch.dtype = torch.float32) -> None:
-        self.model, self.max_rows = model, max_rows
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        max_rows: int,
+        dtype: torch.dtype = torch.float32,
+        decode: CompiledDecode | None = None,
+    ) -> None:
+        self.model, self.max_rows, self._decode = model, max_rows, decode
         self.device, self.limit = model.wte.weight.device, model.config.context_length
         self._dtype = dtype
         self._cache: KVCache | None = None
@@ -155,9 +163,12 @@ class Scheduler:
         if not self._rows:
             return
         room = max(min(self.limit, len(r.request.ids) + r.request.params.max_new_tokens) for r in self._rows)
+        batch = len(self._rows)
+        if self._decode is not None:
+            batch, room = rounded(batch), min(self.limit, rounded(room))
         if self._cache is None:
-            self._cache = KVCache(self.model.config, len(self._rows), room, device=self.device, dtype=self._dtype)
-        self._cache.grow(len(self._rows), room)
+            self._cache = KVCache(self.model.config, batch, room, device=self.device, dtype=self._dtype)
+        self._cache.grow(batch, room)
 
     def _leave(self, places: Sequence[int]) -> None:
         """Free these rows. The last row moves into each hole."""
@@ -232,6 +243,8 @@ class Scheduler:
         cache = self._cache if whole else self._cache.rows(start, stop)
         fresh = [self._unread(i) for i in range(start, stop)]
         width = max(map(len, fresh))
+        if self._decode is not None and width == 1 and stop - start == len(self._rows):
+            return self._decode([ids[0] for ids in fresh], self._cache)
         mask = None
         if min(map(len, fresh)) < width:
             # padding needs room too, which the longest row may not have left

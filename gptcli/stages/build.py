@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from gptcli.config.gpus import machine_memory
+from gptcli.config.gpus import has_cpp_compiler, machine_memory
 from gptcli.config.load import dump_recipe
 from gptcli.config.memory import USABLE, StepShape, state_bytes
 from gptcli.config.plan import TrainPlan, make_plan, pick_micro_batch
@@ -162,7 +161,7 @@ def compile_model(model: GPT, recipe: Recipe, say: Callable[[str], None]) -> Non
     on_cpu = next(model.parameters()).device.type == "cpu"
     if not recipe.train.compile or (recipe.train.compile == "auto" and on_cpu):
         return
-    if on_cpu and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+    if on_cpu and not has_cpp_compiler():
         say("train.compile: no C++ compiler on this machine, so the model runs uncompiled")
         return
     model.compile(dynamic=False)
