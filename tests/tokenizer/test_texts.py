@@ -30,7 +30,7 @@ def test_spaces_and_half_characters_show() -> None:
     of_bytes = TokenTexts(byte_tokenizer())
     assert [of_bytes.shown(i) for i in byte_tokenizer().encode("é\n")] == ["\\xc3", "\\xa9", "\\n"]
     assert texts.shown(bpe.eos_id) == "<|endoftext|>"
-    assert texts.shown(99999) == "<99999>"  # a row that pads the vocabulary
+    assert (texts.text(99999), texts.shown(99999)) == ("", "<99999>")  # a row that pads the vocabulary
 
 
 def test_sentencepiece_tokens_keep_their_space() -> None:
