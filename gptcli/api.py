@@ -66,6 +66,7 @@ class LoadedModel:
         (generate/compiled.py) on request."""
         if compile:
             self.engine.compile()
+            return self
         pack(self.model, int8=int8)
         if self.engine.draft is not None:
             pack(self.engine.draft, int8=int8)

@@ -101,8 +101,8 @@ def generate(
     gpt generate -i prompts.jsonl -o out.jsonl
     """
     params = sampling.params_of(context)
-    if draft is not None and compile:
-        raise UserError("--draft, --compile: give one of them; a draft's guesses are read several at a time")
+    if compile and (int8 or draft is not None):
+        raise UserError(f"--compile: does not go with {'--int8' if int8 else '--draft'}")
     if input_file is not None:
         if prompt is not None or samples > 1 or echo is not None:
             raise UserError("-i: each line is a prompt and gets one text: without PROMPT, --samples and --echo")

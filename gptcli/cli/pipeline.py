@@ -54,7 +54,7 @@ def run_pipeline(engine: Engine, params: SamplingParams, options: Options, *, se
     else:
         if not seed_given and not options.overwrite and (seed := begun_with(path, "seed")) is not None:
             params = replace(params, seed=seed)
-        rows = {**made_by(engine, params, logprobs=options.logprobs), "int8": options.int8}
+        rows = {**made_by(engine, params, logprobs=options.logprobs), "int8": options.int8, "compile": options.compile}
         with RowFile(path, rows, overwrite=options.overwrite) as file:
             _run(engine, params, options, file.write, file)
 
@@ -65,9 +65,11 @@ def _run(
     from gptcli.generate.pack import pack
     from gptcli.generate.pipeline import generate_rows
 
-    pack(engine.model, int8=options.int8)  # after the model's fingerprint was taken
+    # after the model's fingerprint was taken
     if options.compile:
         engine.compile()
+    else:
+        pack(engine.model, int8=options.int8)
     with _Report(options, file) as report, _signals_raise(report):
         completions = generate_rows(
             engine,

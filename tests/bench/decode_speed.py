@@ -74,7 +74,7 @@ def make_racers(shape: str, folder: Path, only: set[str]) -> dict[str, Callable[
         "ours fp32": lambda: ours(pack(copy.deepcopy(model))),
         "ours int8": lambda: ours(pack(copy.deepcopy(model), int8=True)),
         "ours unpacked": lambda: ours(model),
-        "ours compiled": lambda: ours(pack(copy.deepcopy(model)), compile=True),
+        "ours compiled": lambda: ours(copy.deepcopy(model), compile=True),
         "transformers": lambda: transformers_racer(folder / "hf"),
         "ctranslate2 fp32": lambda: ctranslate2_racer(folder, "float32"),
         "ctranslate2 int8": lambda: ctranslate2_racer(folder, "int8"),
