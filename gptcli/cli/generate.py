@@ -106,6 +106,8 @@ def generate(
     if input_file is not None:
         if prompt is not None or samples > 1 or echo is not None:
             raise UserError("-i: each line is a prompt and gets one text: without PROMPT, --samples and --echo")
+        if draft is not None:
+            raise UserError("--draft: speeds up one text; -i continues many together")
         pipeline = Options(
             source=input_file,
             output=output,
@@ -118,8 +120,6 @@ def generate(
             int8=int8,
             compile=compile,
         )
-        if draft is not None:
-            raise UserError("--draft: speeds up one text; -i continues many together")
         loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
         run_pipeline(loaded.engine, params, pipeline, seed_given=seed is not None)
         return

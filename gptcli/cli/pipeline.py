@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gptcli.generate.rowfile import RowFile
 
 STDOUT = "-"
-COMPRESSED = (".gz", ".zst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +87,8 @@ def _run(
 
 
 def _output_path(options: Options) -> Path | None:
+    from gptcli.data.sources import COMPRESSED
+
     if options.output in (None, STDOUT):
         return None
     path = Path(options.output or "")

@@ -88,3 +88,12 @@ def choose(
     rows = zip(seeds, streams, positions, strict=True)
     numbers = [uniform(seed, "sample", stream, position) for seed, stream, position in rows]
     return draw(logits, torch.tensor(numbers, device=logits.device))
+
+
+def largest(scores: Tensor, top: int) -> list[list[tuple[int, float]]]:
+    """(place, score) of the `top` largest in each row of (B, V), largest first; of all where there are fewer."""
+    if top == 0:  # the usual case, at every token
+        return [[] for _ in scores]
+    best = scores.topk(min(top, scores.shape[-1]), dim=-1)
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [list(zip(places, values, strict=True)) for places, values in rows]

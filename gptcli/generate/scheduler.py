@@ -16,7 +16,7 @@ from gptcli.generate.compiled import CompiledDecode, rounded
 from gptcli.generate.constrain import Constraint, keep_allowed
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
-from gptcli.generate.sampling import choose
+from gptcli.generate.sampling import choose, largest
 from gptcli.model import GPT, KVCache
 
 PREFILL_TOKENS = 8192  # of prompts read in one forward, padding included
@@ -271,7 +271,9 @@ class Scheduler:
             index = torch.tensor(picked, device=self.device)[:, None]
             all_logprobs = logits.float().log_softmax(-1)
             logprobs = all_logprobs.gather(1, index)[:, 0].tolist()
-            tops = likeliest(all_logprobs, [row.request.top_logprobs for row in self._rows])
+            counts = [row.request.top_logprobs for row in self._rows]
+            best = largest(all_logprobs, max(counts))
+            tops = [row[:count] for row, count in zip(best, counts, strict=True)]
         tokens = []
         for row, token, logprob, top in zip(self._rows, picked, logprobs, tops, strict=True):
             reason = row.append(token)
@@ -305,13 +307,3 @@ class Scheduler:
             prompts = [len(row.request.ids) for row in rows]
             self._histories = {members: History([row.ids for row in rows], prompts, self.device)}
         return self._histories[members]
-
-
-def likeliest(logprobs: Tensor, counts: Sequence[int]) -> list[list[tuple[int, float]]]:
-    """Of each row of (B, V) its counts[i] likeliest tokens with their log-probabilities, best first."""
-    most = min(max(counts), logprobs.shape[-1])
-    if most == 0:
-        return [[] for _ in counts]
-    best = logprobs.topk(most, dim=-1)
-    rows = zip(best.indices.tolist(), best.values.tolist(), counts, strict=True)
-    return [list(zip(ids, values, strict=True))[:count] for ids, values, count in rows]

@@ -16,6 +16,7 @@ from gptcli.config.plan import TrainPlan, make_plan, pick_micro_batch
 from gptcli.config.schema import ModelConfig, ParallelSizes, Recipe
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
+from gptcli.files import publish_text
 from gptcli.model import GPT
 from gptcli.model.extend import extend_context
 from gptcli.modeldir import load_model, model_of, open_model_dir, read_weights
@@ -150,9 +151,7 @@ def open_run_dir(recipe: Recipe, runtime: Runtime, *, resume: bool) -> Path:
             )
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        temporary = folder / ".recipe.yaml.tmp"
-        temporary.write_text(dump_recipe(recipe), "utf-8")
-        os.replace(temporary, folder / "recipe.yaml")
+        publish_text(folder / "recipe.yaml", dump_recipe(recipe))
     runtime.barrier()
     return folder
 

@@ -10,7 +10,7 @@ import torch
 from gptcli.config.schema import SamplingParams
 from gptcli.generate import sampling
 from gptcli.generate.processors import Processors
-from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical
+from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, largest
 
 
 def logits_of(*probs: float) -> torch.Tensor:
@@ -164,3 +164,10 @@ def test_a_nucleus_is_the_same_looked_for_in_a_short_list_or_in_all(p: float, mo
             assert torch.equal(keep_top_p(logits, p, mode), whole)
             alone = torch.cat([keep_top_p(row[None], p, mode) for row in logits])
             assert torch.equal(alone, whole)
+
+
+def test_largest_gives_no_more_than_there_is() -> None:
+    rows = torch.tensor([[0.25, 0.75], [0.5, 0.125]])
+    assert largest(rows, 9) == [[(1, 0.75), (0, 0.25)], [(0, 0.5), (1, 0.125)]]
+    assert largest(rows, 1) == [[(1, 0.75)], [(0, 0.5)]]
+    assert largest(rows, 0) == [[], []]
