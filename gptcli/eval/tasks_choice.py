@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from gptcli.eval.task import Item, Row, Shape, Task, choice_item
 
-BLIMP = (
+BLIMP_PHENOMENA = (
     "adjunct_island anaphor_gender_agreement anaphor_number_agreement animate_subject_passive animate_subject_trans "
     "causative complex_NP_island coordinate_structure_constraint_complex_left_branch "
     "coordinate_structure_constraint_object_extraction determiner_noun_agreement_1 determiner_noun_agreement_2 "
@@ -30,7 +30,8 @@ BLIMP = (
     "tough_vs_raising_2 transitive wh_island wh_questions_object_gap wh_questions_subject_gap "
     "wh_questions_subject_gap_long_distance wh_vs_that_no_gap wh_vs_that_no_gap_long_distance wh_vs_that_with_gap "
     "wh_vs_that_with_gap_long_distance"
-).split()
+)
+BLIMP = BLIMP_PHENOMENA.split()
 
 
 def prepared(context: Callable[[str], str]) -> Shape:
@@ -75,7 +76,9 @@ def copa(row: Row) -> Item:
 
 
 def blimp(row: Row) -> Item:
-    return choice_item("", [row["sentence_good"], row["sentence_bad"]], 0, delimiter="")
+    """Each sentence on its own, after a space: the harness puts one before every choice."""
+    sentences = (row["sentence_good"], row["sentence_bad"])
+    return Item(tuple(("", " " + sentence) for sentence in sentences), 0, sentences, solved=sentences[0])
 
 
 def story_cloze(row: Row) -> Item:

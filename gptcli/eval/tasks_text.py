@@ -6,32 +6,29 @@ import re
 
 from gptcli.eval.task import Item, Row, Shape, Task, word_item
 
-# What undoes the Penn Treebank's spacing in WikiText, in this order, as the harness does it; a rule is a pattern and
-# what takes its place.
-WIKITEXT_RULES = [
-    (re.escape(old), new)
-    for old, new in [("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", ".")]
-    + [(f" {mark} ", f"{mark} ") for mark in ":;.!?,"]
-]
-WIKITEXT_RULES += [(rf"{a}\s*([^{b}]*?)\s*{b}", rf"{c}\1{d}") for a, b, c, d in (
-    (r"\(", r"\)", "(", ")"), (r"\[", r"\]", "[", "]"), ("{", "}", "{", "}"), ('"', '"', '"', '"'), ("'", "'", "'", "'"),
-)]  # fmt: skip
-WIKITEXT_RULES += [
-    (re.escape(old), new)
-    for old, new in [
-        ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"),
-        (" N ", " 1 "), (" 's", "'s"),
-    ]
+# What undoes the Penn Treebank's spacing in WikiText as the harness does it, in this order: plain text and its
+# replacement, then the space inside brackets and quotation marks, then plain text again.
+MARKS = [("s '", "s'"), (" @-@ ", "-"), (" @,@ ", ","), (" @.@ ", "."), *((f" {m} ", f"{m} ") for m in ":;.!?,")]
+LEFTOVERS = [
+    ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "),
+    (" 's", "'s"),
 ]  # fmt: skip
-WIKITEXT_PATTERNS = [(re.compile(pattern), new) for pattern, new in WIKITEXT_RULES]
+
+
+def detokenize(text: str) -> str:
+    for old, new in MARKS:
+        text = text.replace(old, new)
+    for opening, closing in ("()", "[]", "{}", '""', "''"):
+        inside = rf"\{opening}\s*([^{re.escape(closing)}]*?)\s*\{closing}"
+        text = re.sub(inside, lambda found, o=opening, c=closing: o + found[1] + c, text)
+    for old, new in LEFTOVERS:
+        text = text.replace(old, new)
+    return text
 
 
 def wikitext(page: str) -> Item:
     """The detokenized page; its words and bytes are counted before that."""
-    text = page
-    for pattern, new in WIKITEXT_PATTERNS:
-        text = pattern.sub(new, text)
-    return Item(((text, ""),), words=len(re.split(r"\s+", page)), bytes=len(page.encode()))
+    return Item(((detokenize(page), ""),), words=len(re.split(r"\s+", page)), bytes=len(page.encode()))
 
 
 def lambada(row: Row) -> Item:
