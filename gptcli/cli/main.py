@@ -15,6 +15,7 @@ from gptcli.cli.generate import generate
 from gptcli.cli.inspect import inspect
 from gptcli.cli.plan import plan
 from gptcli.cli.recipes import recipes
+from gptcli.cli.score import score
 from gptcli.cli.serve import serve
 from gptcli.cli.tokenize import tokenize
 from gptcli.cli.train import training_verb
@@ -38,6 +39,7 @@ app.command("pretrain")(training_verb("pretrain", "Train a language model on tex
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)
+app.command()(score)
 app.add_typer(inspect, name="inspect")
 app.command()(plan)
 app.command("import")(import_)
