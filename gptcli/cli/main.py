@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from gptcli import __version__
+from gptcli.cli.doctor import doctor
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
@@ -38,6 +39,7 @@ app.command("pretrain")(training_verb("pretrain", "Train a language model on tex
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)
+app.command()(doctor)
 app.add_typer(inspect, name="inspect")
 app.command()(plan)
 app.command("import")(import_)
