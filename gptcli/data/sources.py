@@ -288,7 +288,17 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[str]:
 
 
 def _read_hub(spec: str, text_key: str) -> Iterator[str]:
-    """hf:NAME[:CONFIG][:SPLIT], streamed; NAME may also be a local dataset folder."""
+    instead = f"use text of your own or the embedded one: -s 'data.source=[{STDLIB}]'"
+    for row in read_hub_rows(spec, where=f"data.source {spec}", instead=instead):
+        if not isinstance(row.get(text_key), str):
+            hint = nearest(text_key, list(row)) if text_key not in row else " (it holds something else)"
+            raise UserError(f"{spec}: no text column {text_key!r}{hint}")
+        yield row[text_key]
+
+
+def read_hub_rows(spec: str, *, where: str, instead: str) -> Iterator[dict[str, Any]]:
+    """hf:NAME[:CONFIG][:SPLIT], streamed; NAME may also be a local dataset folder. `instead` is what to do where no hub
+    answers."""
     import datasets
 
     name, config, split = ([*spec.removeprefix(HUB).split(":"), "", ""])[:3]
@@ -296,18 +306,8 @@ def _read_hub(spec: str, text_key: str) -> Iterator[str]:
         cache_only = (
             "it is not asked for here (HF_HUB_OFFLINE)" if datasets.config.HF_HUB_OFFLINE else "it cannot be reached"
         )
-        raise UserError(
-            f"data.source {spec}: names a data set on the hub, and {cache_only}; "
-            f"use text of your own or the embedded one: -s 'data.source=[{STDLIB}]'"
-        )
+        raise UserError(f"{where}: names a data set on the hub, and {cache_only}; {instead}")
     try:
-        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-        for row in rows:
-            if not isinstance(row.get(text_key), str):
-                hint = nearest(text_key, list(row)) if text_key not in row else " (it holds something else)"
-                raise UserError(f"{spec}: no text column {text_key!r}{hint}")
-            yield row[text_key]
-    except UserError:
-        raise
+        yield from datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
     except Exception as error:  # datasets raises many kinds
-        raise UserError(f"data.source {spec}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
