@@ -82,8 +82,8 @@ def _is_local(spec: str) -> bool:
 
 
 def _lines(row: dict[str, Any]) -> Iterator[str]:
-    share = row["n_flagged"] / row["n"]
-    yield f"{row['n_flagged']:,} of {row['n']:,} items ({share:.1%}) share {row['ngram']} words in a row with the corpus"
+    share, what = row["n_flagged"] / row["n"], f"{row['ngram']} words in a row"
+    yield f"{row['n_flagged']:,} of {row['n']:,} items ({share:.1%}) share {what} with the corpus"
     if row["n_too_short"]:
         yield f"{row['n_too_short']:,} items have fewer words than that and are not judged"
     for match in row["flagged"][:SHOWN]:

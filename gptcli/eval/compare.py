@@ -75,12 +75,12 @@ def _ratio(items: list[dict[str, Any]], how: Aggregate) -> Ratio:
 
 def comparison_lines(row: dict[str, Any]) -> list[str]:
     """For people."""
-    width = max(len(row["a"]), len(row["b"]))
+    width, interval = max(len(row["a"]), len(row["b"])), f"95% interval {row['low']:+.4g} to {row['high']:+.4g}"
     lines = [
         f"{row['task']}, {row['metric']}, {row['n']:,} items",
         f"A  {row['a']:<{width}}  {row['value_a']:.4g}",
         f"B  {row['b']:<{width}}  {row['value_b']:.4g}",
-        f"B - A  {row['difference']:+.4g} (95% interval {row['low']:+.4g} to {row['high']:+.4g}), p = {row['p_value']:.2g}",
+        f"B - A  {row['difference']:+.4g} ({interval}), p = {row['p_value']:.2g}",
     ]
     if row["better"]:
         return [*lines, f"{row['better']} is better"]
