@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.progress import progress
+from gptcli.cli.evaluate_show import progress
 from gptcli.errors import UserError
 
 SHOWN = 10  # flagged items, in the terminal
@@ -54,7 +54,7 @@ def contamination(
     reader = SourceReader(corpus, text_key=text_key)
     size = sum(path.stat().st_size for spec in corpus if _is_local(spec) for path in list_files(spec))
     characters = 0
-    with progress(quiet, "reading") as advance:
+    with progress("reading", quiet) as advance:
         for length in overlap.scan(reader.pieces()):
             characters += length
             advance(min(1.0, characters / max(size, 1)))

@@ -19,6 +19,7 @@ from gptcli.cli.inspect import inspect
 from gptcli.cli.plan import plan
 from gptcli.cli.recipes import recipes
 from gptcli.cli.report import report
+from gptcli.cli.score import score
 from gptcli.cli.serve import serve
 from gptcli.cli.tokenize import tokenize
 from gptcli.cli.train import training_verb
@@ -48,6 +49,7 @@ app.command()(report)
 app.command()(doctor)
 inspect.command()(positions)
 inspect.command()(memorization)
+app.command()(score)
 app.add_typer(inspect, name="inspect")
 data = typer.Typer(help="What the training sees: contamination.", no_args_is_help=True, rich_markup_mode=None)
 data.callback()(lambda: None)  # a group of one command stays a group

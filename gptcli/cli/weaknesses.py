@@ -10,8 +10,8 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.checkpoint import open_checkpoint
 from gptcli.cli.evaluate import texts_of_run
+from gptcli.cli.evaluate_show import progress
 from gptcli.cli.inspect import Png, check_out
-from gptcli.cli.progress import progress
 from gptcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def positions(
     length, trained = length or loaded.config.context_length, loaded.config.context_length
     model, how = model_for(loaded.model, length, extend=extend)
     ids = join_documents(texts, loaded.tokenizer).ids
-    with progress(quiet, "measuring") as advance:
+    with progress("measuring", quiet) as advance:
         losses = losses_by_position(model, ids, length, dtype=loaded.dtype, advance=advance)
     found = spans(losses, trained)
     if out is not None:
@@ -124,7 +124,7 @@ def memorization(
         passages = draw_passages(
             loaded.tokenizer, of_part, prefix=prefix, continuation=continuation, count=count, seed=seed or 0
         )
-        with progress(quiet, name.replace("_", " ")) as advance:
+        with progress(name.replace("_", " "), quiet) as advance:
             items = recite(loaded.engine, passages, advance)
         figures = {metric: how(items) for metric, how in AGGREGATES.items()}
         row[name] = {"n": len(items), **{m: f.value for m, f in figures.items()}}

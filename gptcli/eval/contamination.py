@@ -31,7 +31,7 @@ ASCII_WORDS = bytes(ord(chr(b).lower()) if b < 128 and chr(b).isalnum() else 32 
 NAMES = ("id", "UID", "pairID")  # columns that are no text
 FACTOR = 0x9E3779B97F4A7C15  # odd, so that no word's part of a hash is lost
 
-Ids = NDArray[np.int64]
+Ids = NDArray[np.int32]
 
 
 def words_of(text: str) -> list[str]:
@@ -71,13 +71,12 @@ def read_items(files: Sequence[Path]) -> list[Item]:
 
 
 def item_texts(row: dict[str, Any]) -> tuple[str, ...]:
-    """Every text of the row, all of them in a row, and that before each of its choices."""
-    plain = [value for name, value in row.items() if isinstance(value, str) and name not in NAMES]
+    """The row's texts one after the other, before each of its choices if it has any: these hold every n-gram of
+    each, and those that cross from one to the next where a corpus holds the item whole."""
+    stem = " ".join(value for name, value in row.items() if isinstance(value, str) and name not in NAMES)
     lists = [value for value in row.values() if isinstance(value, list)]
     choices = [choice for value in lists for choice in value if isinstance(choice, str)]
-    stem = " ".join(plain)
-    texts = [*plain, stem, *choices, *(f"{stem} {choice}" for choice in choices)]
-    return tuple(dict.fromkeys(text for text in texts if text.strip()))
+    return tuple(text for text in ([f"{stem} {choice}" for choice in choices] or [stem]) if text.strip())
 
 
 def ngram_size(lengths: Sequence[int]) -> int:
@@ -108,22 +107,22 @@ class Overlap:
         self._words = ["", *vocabulary]
         self._ids = {word: i for i, word in enumerate(self._words) if i}
         self._owners: dict[bytes, list[str]] = {}
-        hashes: list[NDArray[np.uint64]] = [np.empty(0, np.uint64)]
+        hashes = [np.empty(0, np.uint64)]
         for name, of_item in texts.items():
             for words in of_item:
                 ids = self._encode(words)
                 starts = np.arange(max(0, len(ids) - self.n + 1))
                 hashes.append(self._hashes(ids, starts))
-                for start in starts:
-                    owners = self._owners.setdefault(self._key(ids, start), [])
-                    if name not in owners:
+                for key in self._keys(ids, starts):
+                    owners = self._owners.setdefault(key, [name])
+                    if owners[-1] != name:
                         owners.append(name)
         self._sorted = np.unique(np.concatenate(hashes))
         self.matches: dict[str, Match] = {}
 
     def scan(self, pieces: Iterable[tuple[str, bool, str]]) -> Iterator[int]:
         """Look through (where, whether it goes on from the piece before, text); yields each text's length, done."""
-        tail: Ids = np.empty(0, np.int64)
+        tail: Ids = np.empty(0, np.int32)
         for where, goes_on, text in pieces:
             ids = self._encode(words_of(text))
             if goes_on:
@@ -139,8 +138,8 @@ class Overlap:
             return
         hashes = self._hashes(ids, starts)
         place = np.searchsorted(self._sorted, hashes).clip(max=len(self._sorted) - 1)
-        for start in starts[self._sorted[place] == hashes]:
-            key = self._key(ids, start)
+        hits = starts[self._sorted[place] == hashes]
+        for start, key in zip(hits, self._keys(ids, hits), strict=True):
             for name in self._owners.get(key, ()):
                 if name not in self.matches:
                     ngram = " ".join(self._words[i] for i in ids[start : start + self.n])
@@ -148,10 +147,12 @@ class Overlap:
                 self.matches[name].found.add(key)
 
     def _encode(self, words: list[str]) -> Ids:
-        return np.fromiter(map(self._ids.get, words, repeat(0)), np.int64, len(words))
+        return np.fromiter(map(self._ids.get, words, repeat(0)), np.int32, len(words))
 
-    def _key(self, ids: Ids, start: int) -> bytes:
-        return ids[start : start + self.n].astype(np.int32).tobytes()
+    def _keys(self, ids: Ids, starts: NDArray[np.int64]) -> list[bytes]:
+        """The n-grams that begin there, each as the bytes of its ids: exact, where a hash is not."""
+        rows = np.ascontiguousarray(ids[starts[:, None] + np.arange(self.n)])
+        return rows.view(f"V{rows.itemsize * self.n}").ravel().tolist() if len(rows) else []
 
     def _hashes(self, ids: Ids, starts: NDArray[np.int64]) -> NDArray[np.uint64]:
         out = np.zeros(len(starts), np.uint64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def spans(losses: NDArray[np.float64], context_length: int) -> list[Span]:
     length = losses.shape[1]
     edges = sorted({0, length, *(1 << k for k in range(length.bit_length()) if 1 << k < length), context_length})
     out = []
-    for first, end in zip(edges, edges[1:], strict=False):
+    for first, end in pairwise(edges):
         if end <= length:
             of_rows = losses[:, first:end].mean(1)
             out.append(Span(first, end - 1, float(of_rows.mean()), float(of_rows.std(ddof=1) / len(of_rows) ** 0.5)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 Points = Sequence[tuple[float, float]]
@@ -13,15 +13,15 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 34
 MOST_POINTS = 600  # of a line; more are averaged, for none could be told apart
 
 
-def chart(title: str, lines: dict[str, Points], *, xlabel: str) -> str:
+def chart(title: str, lines: Mapping[str, Points], *, xlabel: str) -> str:
     """A figure with a caption; empty where no line has two points."""
-    lines = {name: thin(finite(points)) for name, points in lines.items()}
-    lines = {name: points for name, points in lines.items() if points}
+    drawn = {name: thin(finite(points)) for name, points in lines.items()}
+    lines = {name: points for name, points in drawn.items() if points}
     if not any(len(points) > 1 for points in lines.values()):
         return ""
     xs, ys = ([p[axis] for points in lines.values() for p in points] for axis in (0, 1))
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
-    x0, x1 = min(xs[0], min(xs)), max(xs)
+    x0, x1 = min(xs), max(xs)
     y0, y1 = min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys))
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -43,8 +43,8 @@ def chart(title: str, lines: dict[str, Points], *, xlabel: str) -> str:
         parts.append(f'<path class="s{number}" d="M{path}"/>')
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     names = [
-        f'<span class="s{i}">{escape(name)} {short(points[-1][1])}</span>'
-        for i, (name, points) in enumerate(lines.items())
+        f'<span class="s{number}">{escape(name)} {short(points[-1][1])}</span>'
+        for number, (name, points) in enumerate(lines.items())
     ]
     return f"<figure><figcaption>{escape(title)}: {', '.join(names)}</figcaption>{svg}</figure>"
 

@@ -27,10 +27,8 @@ def table(rows: Sequence[Sequence[str]], *, heading: bool = False) -> str:
     """Cells of text. The first row is a heading, or else the first column."""
     lines = []
     for i, row in enumerate(rows):
-        cells = [
-            f"<th>{escape(c)}</th>" if (i == 0 if heading else j == 0) else f"<td>{escape(c)}</td>"
-            for j, c in enumerate(row)
-        ]
+        tags = ["th" if (i == 0 if heading else j == 0) else "td" for j in range(len(row))]
+        cells = [f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in zip(tags, row, strict=True)]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     return f"<table>{''.join(lines)}</table>" if lines else ""
 

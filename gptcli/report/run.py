@@ -19,6 +19,7 @@ from gptcli.train.metrics import read_metrics
 
 CURVES = {"loss": ("loss", "val_loss"), "learning rate": ("lr",), "gradient norm": ("grad_norm",)}
 NO_CURVE = {"step", "tokens", "mfu"}
+HASHES = {"data_hash": "Data's hash", "tokenizer_hash": "Tokenizer's hash"}
 OPEN_SAMPLES = 3  # the newest, unfolded
 
 
@@ -75,11 +76,7 @@ def lineage_of(path: Path) -> list[Link]:
         if any(link.checkpoint == str(checkpoint) for link in chain):
             break
         state = _state_of(checkpoint)
-        hashes = [
-            (f"{name} hash", str(state[f"{name.lower()}_hash"]))
-            for name in ("Data", "Tokenizer")
-            if f"{name.lower()}_hash" in state
-        ]
+        hashes = [(words, str(state[key])) for key, words in HASHES.items() if key in state]
         chain.append(Link(str(checkpoint), read_lineage(checkpoint) + hashes))
         parent = state.get("parent")
     return chain
@@ -148,7 +145,7 @@ def samples(run: Run) -> str:
 
 def lineage(run: Run) -> str:
     return "".join(
-        f"<p>{'← ' if i else ''}{table([('Checkpoint', link.checkpoint), *link.facts])}</p>"
+        f"{'<p>which began with</p>' if i else ''}{table([('Checkpoint', link.checkpoint), *link.facts])}"
         for i, link in enumerate(run.lineage)
     )
 

@@ -92,8 +92,9 @@ def test_ngrams_cross_pieces_but_not_documents() -> None:
 
 def test_texts_of_a_row() -> None:
     row = {"id": "q1", "query": "Where is it?", "choices": ["here", "there"], "gold": 1}
-    assert item_texts(row) == ("Where is it?", "here", "there", "Where is it? here", "Where is it? there")
-    assert item_texts({"context": "a b", "continuation": "c"}) == ("a b", "c", "a b c")
+    assert item_texts(row) == ("Where is it? here", "Where is it? there")
+    assert item_texts({"context": "a b", "continuation": "c", "gold": 0}) == ("a b c",)
+    assert item_texts({"gold": 0, "choices": []}) == ()
 
 
 @pytest.mark.parametrize("name", ["lambada_openai", "piqa", "arc_easy", "copa"])
@@ -103,7 +104,7 @@ def test_planted_items_are_all_found_in_real_text(
     """Half of the real items, upper-cased and with other punctuation, hidden in WikiText, with small pieces."""
     monkeypatch.setattr(sources, "PIECE_BYTES", 4096)
     file = shared_data / f"eval/{name}.jsonl"
-    items = read_items([file])
+    items = read_items([file])[:1000]
     planted = random.Random(0).sample(items, len(items) // 2)
     lines = (shared_data / "text/wikitext2/test.txt").read_text().splitlines()
     clean = Overlap(items)
