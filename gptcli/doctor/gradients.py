@@ -36,7 +36,7 @@ class KeepGradient(torch.optim.Optimizer):
         self.named = dict(model.named_parameters())
         super().__init__(self.named.values(), {"lr": 0.0})
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         self.kept = {name: p.grad.detach().cpu().clone() for name, p in self.named.items() if p.grad is not None}
 
 

@@ -35,7 +35,8 @@ def draw_passages(
 ) -> list[Passage]:
     """At most `count` passages from places that the seed decides, evenly over the documents, none sharing a token.
     Raises UserError where no document is long enough."""
-    size, out = prefix + continuation, []
+    size = prefix + continuation
+    out: list[Passage] = []
     order = Permutation(len(texts), derive(seed, "passage documents"))[np.arange(len(texts))]
     share = -(-count // len(texts))  # of each document
     for document in order.tolist():
@@ -59,11 +60,10 @@ def recite(
     """An item for each passage: exact (0 or 1), and matched, the share of tokens before the first that differs."""
     written: list[list[int]] = [[] for _ in passages]
     params = SamplingParams(temperature=0.0, max_new_tokens=len(passages[0].rest))
-    done, expected = 0, sum(len(p.rest) for p in passages)
-    for token in engine.tokens([p.prefix for p in passages], params, logprobs=False):
+    expected = sum(len(p.rest) for p in passages)
+    for done, token in enumerate(engine.tokens([p.prefix for p in passages], params, logprobs=False), start=1):
         assert isinstance(token.key, int)
         written[token.key].append(token.id)
-        done += 1
         advance(done / expected)
     return [_item(i, *pair) for i, pair in enumerate(zip(passages, written, strict=True))]
 

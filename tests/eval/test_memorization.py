@@ -20,10 +20,10 @@ SIZES = ["--prefix", "8", "--continuation", "6"]
 @pytest.fixture(scope="module")
 def parrot(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Trained on letters that follow no rule, so that what is not learned by heart cannot be guessed."""
-    tiny = make_tiny(tmp_path_factory.mktemp("parrot"), steps=250)
-    letters = random.Random(0).choices(string.ascii_lowercase, k=330)
+    tiny = make_tiny(tmp_path_factory.mktemp("parrot"), steps=400)
+    letters = random.Random(0).choices(string.ascii_lowercase, k=140)
     (tiny.folder / "text.txt").write_text("".join(letters))
-    tiny.train("model.n_embd=48", "optim.lr=1e-2", "train.eval_every=0", "data.val_fraction=0.3")
+    tiny.train("model.n_embd=48", "optim.lr=3e-3", "train.eval_every=0", "data.val_fraction=0.3")
     return tiny
 
 
@@ -31,7 +31,7 @@ def test_the_training_text_is_recited_and_the_held_out_text_is_not(parrot: Tiny,
     row = gpt("inspect", "memorization", "-c", parrot.run_dir, *SIZES, "--json").json()
     assert row["training"]["exact"] > 0.9
     assert row["held_out"]["exact"] == 0
-    assert row["held_out"]["n"] >= 5
+    assert row["held_out"]["n"] >= 2
     assert row["training"]["n"] == len(row["training"]["items"])
     assert row["training"]["matched"] >= row["training"]["exact"]
 
@@ -42,14 +42,14 @@ def test_the_training_text_is_recited_and_the_held_out_text_is_not(parrot: Tiny,
 def test_an_item_is_the_engine_s_own_greedy_text(parrot: Tiny) -> None:
     model = gptcli.load(parrot.run_dir)
     text = (parrot.folder / "text.txt").read_text()
-    passages = draw_passages(model.tokenizer, [text], prefix=5, continuation=4, count=30)
+    passages = draw_passages(model.tokenizer, [text], prefix=5, continuation=4, count=8)
     items = recite(model.engine, passages)
     for passage, item in zip(passages, items, strict=True):
         written = model.generate(text[passage.start : passage.start + 5], temperature=0.0, max_new_tokens=4)
         truth = text[passage.start + 5 : passage.start + 9]
         assert item["exact"] == (written == truth)
         assert item["matched"] == next((i for i in range(4) if written[i : i + 1] != truth[i]), 4) / 4
-    assert 0 < sum(item["exact"] for item in items) < 30
+    assert 0 < sum(item["exact"] for item in items) < 8
 
 
 def test_passages_are_apart_spread_and_decided_by_the_seed() -> None:

@@ -42,7 +42,7 @@ def test_each_place_is_the_direct_loss(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_past_the_context(position: str) -> None:
     model = make(position=position)
     if position == "learned":
-        with pytest.raises(UserError, match="learned the positions 0 to 15.*--extend"):
+        with pytest.raises(UserError, match=r"learned the positions 0 to 15.*--extend"):
             model_for(model, 32, extend=False)
     else:
         longer, how = model_for(model, 32, extend=False)
