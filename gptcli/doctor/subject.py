@@ -83,6 +83,6 @@ def random_model(folder: Path) -> ModelDir:
     model.init_weights(seed=0)
     for name, p in model.named_parameters():
         if p.ndim == 1:
-            p += 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(derive(0, f"doctor {name}")))
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(derive(0, f"doctor {name}"))))
     save_model(folder, RANDOM_MODEL, dict(model.named_parameters()), None)
     return open_model_dir(folder)

@@ -29,7 +29,7 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 def test_the_training_text_is_recited_and_the_held_out_text_is_not(parrot: Tiny, tmp_path: Path) -> None:
     row = gpt("inspect", "memorization", "-c", parrot.run_dir, *SIZES, "--json").json()
-    assert row["training"]["exact"] > 0.9
+    assert row["training"]["exact"] > 0.8
     assert row["held_out"]["exact"] == 0
     assert row["held_out"]["n"] >= 2
     assert row["training"]["n"] == len(row["training"]["items"])
