@@ -102,7 +102,7 @@ def read_kwargs(given: dict[str, Any]) -> tuple[tuple[str, ...], int, SamplingPa
     known = {name: left.pop(name) for name in ("top_k", "top_p", "min_p", "repetition_penalty") if name in left}
     if left:
         raise UserError(f"generation_kwargs: {next(iter(left))} has no meaning for gptcli")
-    params = SamplingParams(**{"temperature": temperature if draws else 0.0, **known})
+    params = SamplingParams(temperature=temperature if draws else 0.0, **known)
     return tuple([until] if isinstance(until, str) else until), lengths[0] if lengths else MAX_GEN_TOKENS, params
 
 

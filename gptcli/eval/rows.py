@@ -33,7 +33,7 @@ def read_items(task: Task, data: Sequence[str], *, limit: int | None = None) -> 
     sources = _given(data) if data else task.sources
     if not sources:
         raise UserError(f"--task {task.name}: has no data set of its own; give --data FILE.jsonl")
-    placed = []
+    placed: list[Placed] = []
     for group, spec in sources.items():
         before = len(placed)
         for number, (where, row) in enumerate(itertools.islice(_rows(task, spec), limit)):

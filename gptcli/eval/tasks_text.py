@@ -20,7 +20,7 @@ def detokenize(text: str) -> str:
         text = text.replace(old, new)
     for opening, closing in ("()", "[]", "{}", '""', "''"):
         inside = rf"\{opening}\s*([^{re.escape(closing)}]*?)\s*\{closing}"
-        text = re.sub(inside, lambda found, o=opening, c=closing: o + found[1] + c, text)
+        text = re.sub(inside, rf"{opening}\1{closing}", text)
     for old, new in LEFTOVERS:
         text = text.replace(old, new)
     return text
