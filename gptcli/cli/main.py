@@ -9,16 +9,21 @@ from typing import NoReturn
 import typer
 
 from gptcli import __version__
+from gptcli.cli.compare import compare
+from gptcli.cli.contamination import contamination
+from gptcli.cli.doctor import doctor
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
 from gptcli.cli.inspect import inspect
 from gptcli.cli.plan import plan
 from gptcli.cli.recipes import recipes
+from gptcli.cli.report import report
 from gptcli.cli.score import score
 from gptcli.cli.serve import serve
 from gptcli.cli.tokenize import tokenize
 from gptcli.cli.train import training_verb
+from gptcli.cli.weaknesses import memorization, positions
 from gptcli.errors import GptError, UserError
 
 HELP = """The whole life of a GPT from one command line: tokenize, pretrain, generate, evaluate.
@@ -39,8 +44,17 @@ app.command("pretrain")(training_verb("pretrain", "Train a language model on tex
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)
+app.command()(compare)
+app.command()(report)
+app.command()(doctor)
+inspect.command()(positions)
+inspect.command()(memorization)
 app.command()(score)
 app.add_typer(inspect, name="inspect")
+data = typer.Typer(help="What the training sees: contamination.", no_args_is_help=True, rich_markup_mode=None)
+data.callback()(lambda: None)  # a group of one command stays a group
+data.command()(contamination)
+app.add_typer(data, name="data")
 app.command()(plan)
 app.command("import")(import_)
 app.command()(export)
