@@ -195,11 +195,10 @@ def batches(groups: list[Group], most: int) -> Iterator[list[Group]]:
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids with the bos that the tokenizer's own files put before every text, if they do."""
-    return [
-        *([tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []),
-        *tokenizer.encode(text),
-    ]
+    """Ids with the bos that the tokenizer's own files put before every text, if they do. As the harness has it, special
+    tokens in the text count as such: WikiText's <unk> is a Llama's."""
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos and tokenizer.bos_id is not None else []
+    return [*bos, *tokenizer.encode(text, parse_special=True)]
 
 
 def start_token(tokenizer: Tokenizer) -> int:
@@ -217,8 +216,11 @@ def encode_pairs(tokenizer: Tokenizer, pairs: Sequence[Pair]) -> list[TokenPair]
         stem = context.rstrip() if context else ""
         moved.append((stem, context[len(stem) :] + continuation))
     contexts = dict.fromkeys(context for context, _ in moved)
-    lengths: dict[str, list[int]] = dict(zip(contexts, tokenizer.encode_batch(list(contexts)), strict=True))
-    wholes = tokenizer.encode_batch([context + continuation for context, continuation in moved])
+    lengths: dict[str, list[int]] = dict(
+        zip(contexts, tokenizer.encode_batch(list(contexts), parse_special=True), strict=True)
+    )
+    texts = [context + continuation for context, continuation in moved]
+    wholes = tokenizer.encode_batch(texts, parse_special=True)
     bos = tokenizer.bos_id if tokenizer.adds_bos else None
     out: list[TokenPair] = []
     for number, ((context, continuation), whole) in enumerate(zip(moved, wholes, strict=True)):
