@@ -17,7 +17,7 @@ from gptcli.tokenizer.chat_template import CHATML, CHATML_TOKENS, encode_chat
 from tests.tokenizer.test_chat_pieces import TEMPLATES, tokenizer_with
 
 BPE = train_bpe(["the answer is: yes.\nno! assistant\nthe answer is the answer\n"] * 50, 300)
-WORDS = st.text(st.sampled_from("the answer is\n.:!é<|>"), min_size=1, max_size=30).filter(lambda t: t.strip())
+WORDS = st.text(st.sampled_from("the answer is\n.:!é<|"), min_size=1, max_size=30).filter(lambda t: t.strip())
 TURN = st.tuples(WORDS, WORDS)
 
 
