@@ -21,6 +21,7 @@ from gptcli.config.load import build, to_tree
 from gptcli.config.schema import LoraBlock, ModelConfig
 from gptcli.config.validate import check_model
 from gptcli.errors import UserError
+from gptcli.files import read_object
 from gptcli.model import GPT
 from gptcli.model.convert.peft import from_peft, to_peft
 from gptcli.model.extend import extend_context, extend_vocab
@@ -64,13 +65,13 @@ def save_adapter(
     """The same for a model that is an adapter to the one in `base`; `peft` reads these files too."""
     tree, tensors = to_peft(config, lora, adapter, str(base.resolve()))
     write_tensors(folder / ADAPTER, tensors)
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+    write_json(folder / ADAPTER_CONFIG, tree)
     _write_config(folder, config, tokenizer)
 
 
 def _write_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
     tree = {"format": "gptcli", "format_version": FORMAT_VERSION, **to_tree(config)}
-    (folder / CONFIG).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+    write_json(folder / CONFIG, tree)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -180,18 +181,17 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: damaged or cut short ({error})") from error
 
 
+def write_json(file: Path, tree: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+
+
 def read_json(file: Path, *, missing: str) -> dict[str, Any]:
     try:
-        tree = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(missing) from None
-    except NotADirectoryError:
+        return read_object(file)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(missing) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged or cut short ({error})") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file}: damaged (not a JSON object)")
-    return tree
 
 
 def _check_lineage(folder: Path, tokenizer: Tokenizer | None) -> None:
