@@ -121,8 +121,9 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Tensor], 
 
 
 def _read_merged(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The adapter in `folder` worked into its base, which is first given the adapter's context and vocabulary."""
     file = folder / ADAPTER_CONFIG
-    base = Path(read_json(file, missing=f"{file}: missing")["base_model_name_or_path"])
+    base = Path(str(read_json(file, missing=f"{file}: missing").get("base_model_name_or_path")))
     if not (base / CONFIG).is_file():
         raise UserError(f"{file}: base_model_name_or_path: no checkpoint at {base}; put it back, or name its new place")
     base_config = read_config(base)
