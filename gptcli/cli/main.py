@@ -10,7 +10,7 @@ import typer
 
 from gptcli import __version__
 from gptcli.cli.compare import compare
-from gptcli.cli.contamination import contamination
+from gptcli.cli.data import data
 from gptcli.cli.doctor import doctor
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(tokenize)
 app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
+app.command("sft")(training_verb("sft", "Teach a model to answer, from conversations.\n\ngpt sft -r sft.yaml"))
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)
@@ -51,13 +52,10 @@ inspect.command()(positions)
 inspect.command()(memorization)
 app.command()(score)
 app.add_typer(inspect, name="inspect")
-data = typer.Typer(help="What the training sees: contamination.", no_args_is_help=True, rich_markup_mode=None)
-data.callback()(lambda: None)  # a group of one command stays a group
-data.command()(contamination)
-app.add_typer(data, name="data")
 app.command()(plan)
 app.command("import")(import_)
 app.command()(export)
+app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 
 

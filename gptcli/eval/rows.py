@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.data.sources import HUB, has_surrogates, list_files, read_hub_rows, read_jsonl, suffix
+from gptcli.data.sources import HUB, has_surrogates, hub_rows, list_files, read_jsonl, suffix
 from gptcli.errors import UserError
 from gptcli.eval.task import Item, Row, Task
 from gptcli.randomness import Permutation, derive
@@ -59,7 +59,7 @@ def _rows(task: Task, spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
     if spec.startswith(HUB):
         instead = "give --data FILE.jsonl with the columns that `gpt eval --list` names"
-        for row in read_hub_rows(spec, where=f"--task {task.name} ({spec})", instead=instead):
+        for row in hub_rows(spec, where=f"--task {task.name} ({spec})", instead=instead):
             yield spec, row
     else:
         for line, row in read_jsonl(Path(spec), on_bad=refuse):
