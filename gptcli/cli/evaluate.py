@@ -11,9 +11,10 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.checkpoint import open_checkpoint
+from gptcli.cli.classify import SkipBad, evaluate_head, head_table
 from gptcli.errors import UserError, nearest
 
-TASKS = ("perplexity", "compression")
+TASKS = ("perplexity", "compression", "finetune")
 
 
 def evaluate(
@@ -27,6 +28,10 @@ def evaluate(
         int | None,
         typer.Option(min=1, help="Tokens a window moves on; left out: half the context (compression: a quarter)."),
     ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="finetune: every prediction, a row of JSON.")
+    ] = None,
+    skip_bad: SkipBad = False,
     int8: options.Int8 = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -36,13 +41,18 @@ def evaluate(
     """Measure a model on text.
 
     perplexity: per token, and bits per byte. compression: bits per byte beside gzip -9, and xz -9e that was given
-    the training text first, on the run's held-out documents.
+    the training text first, on the run's held-out documents. finetune: a task head's figures on labelled examples.
     """
     if task not in TASKS:
         raise UserError(f"--task {task}: no such task{nearest(task, TASKS)}; known: {', '.join(TASKS)}")
     if task == "compression" and data:
         raise UserError("--task compression: compares on the run's own held-out documents, so it takes no --data")
     loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+    if task == "finetune":
+        row = evaluate_head(loaded, data, output=output, skip_bad=skip_bad, quiet=quiet)
+        row |= {"checkpoint": str(loaded.path), "tokenizer": loaded.tokenizer.hash}
+        print(jsonlib.dumps(row) if json else "\n".join(head_table(row)))
+        return
 
     from gptcli.data.sources import SourceReader
     from gptcli.eval.perplexity import measure
@@ -63,7 +73,7 @@ def evaluate(
         loaded.packed(int8=True)
         with _progress(quiet) as advance:
             found = measure(loaded.model, loaded.tokenizer, texts, stride=stride, dtype=loaded.dtype, advance=advance)
-    row: dict[str, Any] = {
+    row = {
         "task": task,
         "perplexity": found.perplexity,
         "bits_per_byte": found.bits_per_byte,

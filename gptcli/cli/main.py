@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from gptcli import __version__
+from gptcli.cli.classify import classify
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
@@ -35,9 +36,15 @@ app = typer.Typer(
 )
 app.command()(tokenize)
 app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
+app.command("finetune")(
+    training_verb(
+        "finetune", "Train a task head: classify, entail, compare, choose.\n\ngpt finetune -r finetune-classification"
+    )
+)
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)
+app.command()(classify)
 app.add_typer(inspect, name="inspect")
 app.command()(plan)
 app.command("import")(import_)

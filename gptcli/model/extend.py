@@ -1,14 +1,18 @@
-"""A longer context for a model that was trained with a shorter one."""
+"""What a trained model gets afterwards: a longer context, rows for new tokens, a head of its own for a task."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from gptcli.config.schema import ModelConfig, RopeScaling
 from gptcli.errors import UserError
+from gptcli.randomness import derive
+
+NEW_STD = 0.02  # of rows and heads that a trained model gets, as in GPT-1's finetuning
 
 
 def extend_context(
@@ -40,3 +44,41 @@ def extend_context(
             f"rotary positions are divided by {length / old:g}",
         )
     return longer, out, f"positions ({config.position}) go on as they are"
+
+
+def extend_vocab(
+    config: ModelConfig, weights: Mapping[str, Tensor], vocab_size: int, seed: int
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights with fresh rows from the old vocabulary's end up to `vocab_size`."""
+    old, out = config.vocab_size, dict(weights)
+    assert old is not None
+    if vocab_size <= old:
+        return config, out
+    longer = dataclasses.replace(config, vocab_size=vocab_size)
+    for name in ("wte.weight", "lm_head.weight"):
+        if name in out:
+            table = fresh(f"new rows of {name}", (longer.padded_vocab, config.n_embd), seed).to(out[name])
+            table[:old] = out[name][:old]
+            out[name] = table
+    return longer, out
+
+
+def add_task_head(
+    config: ModelConfig, weights: Mapping[str, Tensor], name: str, width: int, seed: int, *, segments: bool
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights with one head, of this name and width, in place of any others; with or without a segment
+    embedding of the two sides of a delimiter."""
+    out = {n: t for n, t in weights.items() if not n.startswith("scalar_heads.")}
+    out[f"scalar_heads.{name}.weight"] = fresh(f"head {name}", (width, config.n_embd), seed)
+    out[f"scalar_heads.{name}.bias"] = torch.zeros(width)
+    if not segments:
+        out.pop("wse.weight", None)
+    elif config.n_segment != 2:
+        out["wse.weight"] = fresh("segments", (2, config.n_embd), seed)
+    return dataclasses.replace(config, scalar_heads={name: width}, n_segment=2 if segments else 0), out
+
+
+def fresh(purpose: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """N(0, 0.02), the same for the same seed."""
+    generator = torch.Generator().manual_seed(derive(seed, purpose))
+    return torch.empty(shape).normal_(0.0, NEW_STD, generator=generator)

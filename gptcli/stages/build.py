@@ -111,13 +111,22 @@ def total_memory(runtime: Runtime) -> int | None:
 
 
 def pick_plan(
-    recipe: Recipe, config: ModelConfig, runtime: Runtime, say: Callable[[str], None], *, dtype: torch.dtype
+    recipe: Recipe,
+    config: ModelConfig,
+    runtime: Runtime,
+    say: Callable[[str], None],
+    *,
+    dtype: torch.dtype,
+    examples: int | None = None,
+    example_tokens: int | None = None,
 ) -> TrainPlan:
-    """The computed plan, micro_batch_size chosen by the memory there is if it is auto."""
+    """The computed plan, micro_batch_size chosen by the memory there is if it is auto.
+
+    Where rows are examples: how many an epoch has, and the tokens of the longest."""
     on_cpu = runtime.device.type == "cpu"
     step = StepShape(
         rows=1,
-        seq_len=recipe.train.seq_len or config.context_length,
+        seq_len=example_tokens or recipe.train.seq_len or config.context_length,
         half=dtype != torch.float32,
         on_cpu=on_cpu,
         optimizer=recipe.optim.name,
@@ -131,6 +140,7 @@ def pick_plan(
         dp_size=runtime.dp_size,
         micro_batch_size=pick_micro_batch(recipe, config, step, replicas=runtime.dp_size, room=room),
         on_cpu=on_cpu,
+        examples=examples,
     )
     if on_cpu and plan.global_batch_size != recipe.train.global_batch_size:
         say(

@@ -94,6 +94,12 @@ class Tokenizer:
         special = {**self.special, role: token}
         return Tokenizer(backend, special, self.normalizer, chat_template=self.chat_template)
 
+    def with_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """The same tokenizer that has these special tokens too; new ones take the ids after its last."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in tokens])
+        return Tokenizer(backend, self.special, self.normalizer, chat_template=self.chat_template)
+
     @property
     def hash(self) -> str:
         """Of everything that decides ids; two tokenizers of one hash give the same tokens."""
