@@ -24,6 +24,8 @@ def validate(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: context_length: belongs to init_from; a new model's is model.context_length")
     if recipe.tokenizer is None and recipe.model is not None and recipe.data.path is None and not recipe.data.mixture:
         raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
+    if isinstance(recipe, FinetuneRecipe) and recipe.lora is not None:
+        raise UserError(f"{where}: lora: gpt finetune trains all weights; leave it out")
     if recipe.train.epochs is not None and isinstance(recipe, PretrainRecipe):
         raise UserError(f"{where}: train.epochs: counts examples, and pretraining reads tokens; give max_tokens")
     for problem in (

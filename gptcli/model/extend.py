@@ -46,10 +46,10 @@ def extend_context(
     return longer, out, f"positions ({config.position}) go on as they are"
 
 
-def extend_vocab(
+def add_token_rows(
     config: ModelConfig, weights: Mapping[str, Tensor], vocab_size: int, seed: int
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and weights with fresh rows from the old vocabulary's end up to `vocab_size`."""
+    """Config and weights with fresh embedding rows from the old vocabulary's end up to `vocab_size`."""
     old, out = config.vocab_size, dict(weights)
     assert old is not None
     if vocab_size <= old:

@@ -18,7 +18,7 @@ from gptcli.dist.runtime import Runtime, pick_precision
 from gptcli.errors import UserError
 from gptcli.eval.finetune import measure
 from gptcli.model import GPT
-from gptcli.model.extend import add_task_head, extend_vocab
+from gptcli.model.extend import add_task_head, add_token_rows
 from gptcli.modeldir import model_of, open_model_dir
 from gptcli.stages.build import build_model, compile_model, open_run_dir, pick_plan, start_model
 from gptcli.stages.console import RunConsole
@@ -114,7 +114,7 @@ def _start(
             raise UserError(f"{resume}: was begun with another task or other labels; a resume must keep them")
         return start_model(recipe, tokenizer, data_hash, runtime, say, resume=resume)
     model, block, seed = build_model(recipe, base, runtime, say), recipe.finetune, recipe.run.seed
-    config, weights = extend_vocab(model.config, model.state_dict(), tokenizer.vocab_size, seed)
+    config, weights = add_token_rows(model.config, model.state_dict(), tokenizer.vocab_size, seed)
     config, weights = add_task_head(config, weights, HEAD, task.head_width, seed, segments=block.segment_embedding)
     if block.dropout is not None:
         config = dataclasses.replace(config, dropout=block.dropout)
