@@ -34,9 +34,8 @@ class TaskEncoder:
 
     def __init__(self, task: Task, tokenizer: Tokenizer, context_length: int) -> None:
         self._task, self._tokenizer, self.context_length = task, tokenizer, context_length
-        ids = [tokenizer.backend.token_to_id(token) for token in SPECIAL_TOKENS]
-        assert None not in ids, "a task's tokenizer has the special tokens"
-        self.start_id, self.delimiter_id, self.extract_id = ids
+        ids = tokenizer.backend.get_vocab(with_added_tokens=True)
+        self.start_id, self.delimiter_id, self.extract_id = (ids[token] for token in SPECIAL_TOKENS)
 
     def encode(self, examples: Sequence[TaskExample]) -> list[TaskRows | UserError]:
         """Each example's rows; the complaint, without its place, where one is too long and may not be cut."""
@@ -81,7 +80,7 @@ class TaskEncoder:
         if targets is not None:
             tensors["labels"] = _padded(targets)
         if segments:
-            delimiters = (tokens == self.delimiter_id).long()
+            delimiters = tokens.eq(self.delimiter_id).long()
             tensors["segment_ids"] = delimiters.cumsum(1) - delimiters  # the delimiter itself ends the left side
         if lm:
             real = torch.arange(longest) <= tensors["extract"][:, None]

@@ -49,7 +49,7 @@ def parse_example(task: str, row: dict[str, Any], *, labelled: bool = True) -> T
     if task == "multiple_choice":
         question = [_text(row, "question")] if row.get("question") else []
         context = " ".join([*parts, *question])
-        rows = tuple((context, choice) for choice in _choices(row))
+        rows: tuple[tuple[str, ...], ...] = tuple((context, choice) for choice in _choices(row))
     elif task == "similarity":
         rows = (tuple(parts), tuple(reversed(parts)))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.eval.metrics import accuracy, confusion_matrix, f1, f1_scores, matthews, pearson, ranks, spearman
@@ -31,6 +31,8 @@ def test_ties_share_their_ranks() -> None:
     assert ranks([10, 20, 10, 5]).tolist() == [2.5, 4, 2.5, 1]
 
 
+@pytest.mark.filterwarnings("ignore:A single label")
+@settings(deadline=None)  # importing scikit-learn takes seconds
 @given(classes)
 def test_classification_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     sk = pytest.importorskip("sklearn.metrics")
@@ -43,6 +45,7 @@ def test_classification_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     assert f1_scores(confusion) == pytest.approx(expected)
 
 
+@settings(deadline=None)
 @given(numbers)
 def test_correlations_are_scipys(pairs: list[tuple[int, int]]) -> None:
     stats = pytest.importorskip("scipy.stats")

@@ -100,5 +100,5 @@ def test_unknown_templates_and_files_that_are_none(tmp_path: Path) -> None:
         load_template("summarise")
     file = tmp_path / "mine.yaml"
     file.write_text("about: x\nprompts: y\n")
-    with pytest.raises(UserError, match="mine.yaml: prompts: unknown key"):
+    with pytest.raises(UserError, match=r"mine\.yaml: prompts: unknown key"):
         load_template(str(file))
