@@ -17,6 +17,7 @@ from gptcli.config.load import build, to_tree
 from gptcli.config.schema import ModelConfig
 from gptcli.config.validate import check_model
 from gptcli.errors import UserError
+from gptcli.files import read_object
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
 
@@ -42,7 +43,7 @@ def save_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor],
     """Write a model directory's files into `folder`, which exists. The weights are named as GPT's parameters."""
     write_tensors(folder / WEIGHTS, weights)
     tree = {"format": "gptcli", "format_version": FORMAT_VERSION, **to_tree(config)}
-    (folder / CONFIG).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+    write_json(folder / CONFIG, tree)
     if tokenizer is not None:
         tokenizer.save(folder)
 
@@ -124,18 +125,17 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file}: damaged or cut short ({error})") from error
 
 
+def write_json(file: Path, tree: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+
+
 def read_json(file: Path, *, missing: str) -> dict[str, Any]:
     try:
-        tree = json.loads(file.read_text("utf-8"))
-    except FileNotFoundError:
-        raise UserError(missing) from None
-    except NotADirectoryError:
+        return read_object(file)
+    except (FileNotFoundError, NotADirectoryError):
         raise UserError(missing) from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged or cut short ({error})") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file}: damaged (not a JSON object)")
-    return tree
 
 
 def _check_lineage(folder: Path, tokenizer: Tokenizer | None) -> None:

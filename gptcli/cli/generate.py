@@ -107,6 +107,7 @@ def generate(
     quiet: options.Quiet = False,
     seed: options.Seed = None,
     int8: options.Int8 = False,
+    compile: options.Compile = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -125,9 +126,13 @@ def generate(
     prompter = _prompter(template, variables, instruction, examples, k, seed or 0)
     if prompter is not None:
         params = replace(params, stop=[*params.stop, *prompter.template.stop])
+    if compile and (int8 or draft is not None):
+        raise UserError(f"--compile: does not go with {'--int8' if int8 else '--draft'}")
     if input_file is not None:
         if prompt is not None or samples > 1 or echo is not None:
             raise UserError("-i: each line is a prompt and gets one text: without PROMPT, --samples and --echo")
+        if draft is not None:
+            raise UserError("--draft: speeds up one text; -i continues many together")
         pipeline = Options(
             source=input_file,
             output=output,
@@ -139,9 +144,8 @@ def generate(
             quiet=quiet,
             int8=int8,
             prompter=prompter,
+            compile=compile,
         )
-        if draft is not None:
-            raise UserError("--draft: speeds up one text; -i continues many together")
         loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
         run_pipeline(loaded.engine, params, pipeline, seed_given=seed is not None)
         return
@@ -154,7 +158,7 @@ def generate(
     loaded = open_checkpoint(
         checkpoint, draft=draft, draft_tokens=draft_tokens, device=device, precision=precision, quiet=quiet
     )
-    loaded.packed(int8=int8)
+    loaded.packed(int8=int8, compile=compile)
     if json:
         _print_json(loaded.engine, prompt, params, samples, logprobs)
     else:

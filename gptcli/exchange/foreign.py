@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,6 +36,7 @@ class Foreign:
     weights: Mapping[str, Tensor]
     tokenizer: Tokenizer | None
     notes: list[str] = field(default_factory=list)
+    hugging_face: bool = False  # so transformers can read it too
 
 
 def read_foreign(source: str, *, tokenizer: str | None = None) -> Foreign:
@@ -76,7 +76,7 @@ def _read_hugging_face(folder: Path, tokenizer: str | None) -> Foreign:
         found, notes = _tokenizer_from(tokenizer, folder)
     else:
         found, notes = _tokenizer_of(folder, tree)
-    return Foreign(folder, f"Hugging Face {family.model_type}", config, weights, found, notes)
+    return Foreign(folder, f"Hugging Face {family.model_type}", config, weights, found, notes, hugging_face=True)
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:
@@ -168,7 +168,3 @@ def _tokenizer_of(folder: Path, tree: Mapping[str, Any]) -> tuple[Tokenizer | No
         if token is not None and role not in tokenizer.special:
             tokenizer = tokenizer.with_role(role, token)
     return tokenizer, []
-
-
-def write_json(file: Path, tree: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", "utf-8")

@@ -17,7 +17,7 @@ from gptcli.errors import GptError, UserError
 from gptcli.exchange import check, gguf
 from gptcli.exchange.card import Lineage, model_card, read_lineage, write_lineage
 from gptcli.exchange.check import Proof
-from gptcli.exchange.foreign import Foreign, read_foreign, write_json
+from gptcli.exchange.foreign import Foreign, read_foreign
 from gptcli.files import publish_folder
 from gptcli.model.convert.families import Family, config_to, family_for, needs_zero_biases, with_zero_biases
 from gptcli.model.convert.layouts import to_theirs
@@ -30,6 +30,7 @@ from gptcli.modeldir import (
     open_model_dir,
     read_weights,
     save_model,
+    write_json,
     write_tensors,
 )
 
@@ -80,7 +81,7 @@ def _prove_import(foreign: Foreign, folder: Path) -> Proof:
     source's tensors as they were read."""
     ids = check.probe_ids(foreign.config, foreign.tokenizer)
     ours = check.logits_of(load_model(open_model_dir(folder)), ids)
-    if foreign.format.startswith("Hugging Face") and check.has_transformers():
+    if foreign.hugging_face and check.has_transformers():
         return check.compare(ours, *check.transformers_logits(foreign.path, ids))
     theirs = check.logits_of(model_of(foreign.config, foreign.weights), ids)
     return check.compare(ours, theirs, "the tensors as read")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gptcli.config.schema import ModelConfig
 from gptcli.model.attention import Attention, Visibility, drop, visibility
-from gptcli.model.kv_cache import CacheStep, KVCache
+from gptcli.model.kv_cache import Cache, CacheStep
 from gptcli.model.logprobs import token_logprobs
 from gptcli.model.positions import default_positions, rotary_angles, sinusoids
 from gptcli.randomness import derive
@@ -59,7 +59,7 @@ class Block(nn.Module):
         x: Tensor,
         see: Visibility,
         rotary: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None,
+        cache: Cache | None,
         step: CacheStep | None,
     ) -> Tensor:
         if self.post:
@@ -93,7 +93,7 @@ class GPT(nn.Module):
         position_ids: Tensor | None = None,
         segment_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
-        cache: KVCache | None = None,
+        cache: Cache | None = None,
         temperature: float = 1.0,
         entropy: bool = False,
         last_only: bool = False,

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from gptcli.config.gpus import machine_memory
+from gptcli.config.gpus import has_cpp_compiler, machine_memory
 from gptcli.config.load import dump_recipe
 from gptcli.config.memory import USABLE, StepShape, state_bytes
 from gptcli.config.plan import TrainPlan, make_plan, pick_micro_batch
 from gptcli.config.schema import ModelConfig, ParallelSizes, Recipe
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
+from gptcli.files import publish_text
 from gptcli.model import GPT
 from gptcli.model.extend import extend_context
 from gptcli.modeldir import load_model, model_of, open_model_dir, read_weights
@@ -161,9 +161,7 @@ def open_run_dir(recipe: Recipe, runtime: Runtime, *, resume: bool) -> Path:
             )
         folder.mkdir(parents=True, exist_ok=True)
         remove_unfinished(folder)
-        temporary = folder / ".recipe.yaml.tmp"
-        temporary.write_text(dump_recipe(recipe), "utf-8")
-        os.replace(temporary, folder / "recipe.yaml")
+        publish_text(folder / "recipe.yaml", dump_recipe(recipe))
     runtime.barrier()
     return folder
 
@@ -173,7 +171,7 @@ def compile_model(model: GPT, recipe: Recipe, say: Callable[[str], None]) -> Non
     on_cpu = next(model.parameters()).device.type == "cpu"
     if not recipe.train.compile or (recipe.train.compile == "auto" and on_cpu):
         return
-    if on_cpu and not (os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")):
+    if on_cpu and not has_cpp_compiler():
         say("train.compile: no C++ compiler on this machine, so the model runs uncompiled")
         return
     model.compile(dynamic=False)

@@ -12,6 +12,7 @@ from typing import Any
 import tokenizers
 
 from gptcli.errors import UserError
+from gptcli.files import read_object
 from gptcli.tokenizer.gpt1 import NORMALIZERS
 
 END_OF_TEXT = "<|endoftext|>"
@@ -237,11 +238,8 @@ def _read_chat_template(folder: Path) -> str | None:
 
 def _read_object(file: Path) -> dict[str, Any]:
     try:
-        tree = json.loads(file.read_text("utf-8"))
+        return read_object(file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not JSON ({error})") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file}: not a JSON object")
-    return tree
