@@ -10,6 +10,7 @@ import typer
 
 from gptcli import __version__
 from gptcli.cli.classify import classify
+from gptcli.cli.data import data
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
@@ -41,6 +42,7 @@ app.command("finetune")(
         "finetune", "Train a task head: classify, entail, compare, choose.\n\ngpt finetune -r finetune-classification"
     )
 )
+app.command("sft")(training_verb("sft", "Teach a model to answer, from conversations.\n\ngpt sft -r sft.yaml"))
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)
@@ -49,6 +51,7 @@ app.add_typer(inspect, name="inspect")
 app.command()(plan)
 app.command("import")(import_)
 app.command()(export)
+app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 
 
