@@ -8,7 +8,6 @@ from gptcli.config.schema import (
     FinetuneRecipe,
     ModelConfig,
     OptimBlock,
-    PretrainRecipe,
     Recipe,
     SamplingParams,
     SFTRecipe,
@@ -31,10 +30,8 @@ def validate(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: optim.name: muon is for whole matrices, not for lora's; use adamw")
     if recipe.tokenizer is None and recipe.model is not None and _has_text(recipe.data):
         raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
-    if isinstance(recipe, FinetuneRecipe) and recipe.lora is not None:
-        raise UserError(f"{where}: lora: gpt finetune trains all weights; leave it out")
-    if recipe.train.epochs is not None and isinstance(recipe, PretrainRecipe):
-        raise UserError(f"{where}: train.epochs: counts examples, and pretraining reads tokens; give max_tokens")
+    if recipe.train.epochs is not None and not isinstance(recipe, FinetuneRecipe):
+        raise UserError(f"{where}: train.epochs: counts examples of gpt finetune; give max_steps or max_tokens")
     for problem in (
         _finetune_problem(recipe.finetune) if isinstance(recipe, FinetuneRecipe) else None,
         _model_problem(recipe.model),
@@ -100,7 +97,7 @@ def _data_problem(d: DataBlock) -> str | None:
 
 def _train_problem(t: TrainBlock, model: ModelConfig | None) -> str | None:
     if sum(length is not None for length in (t.max_steps, t.max_tokens, t.epochs)) != 1:
-        return "train.max_steps, train.max_tokens (or, where examples are read, train.epochs): give exactly one of them"
+        return "train.max_steps, train.max_tokens (or, of gpt finetune, train.epochs): give exactly one of them"
     if model is not None and t.seq_len is not None and t.seq_len > model.context_length:
         return f"train.seq_len: {t.seq_len} is more than model.context_length {model.context_length}"
     if t.batch_ramp is not None and t.batch_ramp.start > t.global_batch_size:

@@ -83,7 +83,7 @@ def draw_shots(shots: Sequence[Shot], k: int | None, seed: int, *ids: int) -> li
         return list(shots)
     if k > len(shots):
         raise UserError(f"--k {k}: there are only {len(shots)} examples")
-    order = Permutation(len(shots), derive(seed, "shots", *ids))[np.arange(k)] if k else []
+    order = Permutation(len(shots), derive(seed, "shots", *ids))[np.arange(k)]
     return [shots[int(i)] for i in order]
 
 

@@ -65,20 +65,18 @@ def extend_vocab(
 
 
 def add_token_rows(
-    config: ModelConfig, weights: Mapping[str, Tensor], vocab_size: int, seed: int
+    config: ModelConfig, weights: Mapping[str, Tensor], new: range, seed: int
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and weights with fresh embedding rows from the old vocabulary's end up to `vocab_size`."""
-    old, out = config.vocab_size, dict(weights)
-    assert old is not None
-    if vocab_size <= old:
-        return config, out
-    longer = dataclasses.replace(config, vocab_size=vocab_size)
+    """Config and weights with fresh embedding rows for the ids in `new`."""
+    assert config.vocab_size is not None
+    larger = dataclasses.replace(config, vocab_size=max(config.vocab_size, new.stop))
+    out = dict(weights)
     for name in ("wte.weight", "lm_head.weight"):
-        if name in out:
-            table = fresh(f"new rows of {name}", (longer.padded_vocab, config.n_embd), seed).to(out[name])
-            table[:old] = out[name][:old]
+        if name in weights and new:
+            table = fresh(f"new rows of {name}", (larger.padded_vocab, config.n_embd), seed).to(weights[name])
+            table[: new.start] = weights[name][: new.start]
             out[name] = table
-    return longer, out
+    return larger, out
 
 
 def add_task_head(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +25,8 @@ from gptcli.model.lora import add_lora, load_adapter
 from gptcli.modeldir import load_model, model_of, open_model_dir, read_adapter, read_weights
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
+
+R = TypeVar("R", bound=Recipe)
 
 
 def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
@@ -47,10 +51,13 @@ def start_model(
     say: Callable[[str], None],
     *,
     resume: Path | None,
+    build: Callable[[], GPT] | None = None,
 ) -> tuple[GPT, Training | None]:
-    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest."""
+    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest. `build`
+    makes the model to begin with, where that is not build_model's."""
+    build = build or partial(build_model, recipe, tokenizer, runtime, say)
     if resume is None:
-        return build_model(recipe, tokenizer, runtime, say), None
+        return build(), None
     checkpoint = find_checkpoint(resume)
     training = load_training(checkpoint)
     if training.facts["tokenizer_hash"] != tokenizer.hash:
@@ -62,12 +69,12 @@ def start_model(
         )
     if recipe.lora is None:
         return load_model(open_model_dir(checkpoint), device=runtime.device).train(), training
-    model = build_model(recipe, tokenizer, runtime, say)
+    model = build()
     load_adapter(model, read_adapter(checkpoint, model.config)[0])
     return model, training
 
 
-def pinned(recipe: Recipe) -> Recipe:
+def pinned(recipe: R) -> R:
     """The recipe with the checkpoint that init_from means now, so that a resume finds the same base."""
     if recipe.init_from is None:
         return recipe

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,13 +19,14 @@ from gptcli.errors import UserError
 from gptcli.eval.finetune import measure
 from gptcli.model import GPT
 from gptcli.model.extend import add_task_head, add_token_rows
+from gptcli.model.lora import add_lora
 from gptcli.modeldir import model_of, open_model_dir
-from gptcli.stages.build import build_model, compile_model, open_run_dir, pick_plan, start_model
+from gptcli.stages.build import build_model, compile_model, open_run_dir, pick_plan, pinned, start_model
 from gptcli.stages.console import RunConsole
 from gptcli.stages.run import TrainingRun
 from gptcli.tokenizer import Tokenizer
 from gptcli.tokenizer.resolve import resolve_tokenizer
-from gptcli.train.checkpoint import Training, find_checkpoint
+from gptcli.train.checkpoint import find_checkpoint
 from gptcli.train.objectives.finetune import finetune_objective
 from gptcli.train.optim import make_optimizer
 
@@ -39,12 +40,15 @@ def run(
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Train and return the summary. `resume` is a run directory whose latest checkpoint to go on from."""
-    block = recipe.finetune
+    recipe, block = pinned(recipe), recipe.finetune
     examples = _read(recipe)
     task = make_task(block, (example.value for example in examples.train), recipe.data.columns)
     base = _base_tokenizer(recipe, examples, console.say)
     tokenizer = base.with_tokens(SPECIAL_TOKENS)
-    model, resumed = _start(recipe, task, base, tokenizer, examples.hash, runtime, console.say, resume)
+    build = partial(_build, recipe, task, base, tokenizer, runtime, console.say)
+    if resume is not None and Task.load(find_checkpoint(resume)) != task:
+        raise UserError(f"{resume}: was begun with another task or other labels; a resume must keep them")
+    model, resumed = start_model(recipe, tokenizer, examples.hash, runtime, console.say, resume=resume, build=build)
     encoder = TaskEncoder(task, tokenizer, recipe.train.seq_len or model.config.context_length)
     train = _encode(examples.train, task, encoder, recipe, examples.skipped, console.say)
     held_out = _encode(examples.val, task, encoder, recipe, examples.skipped, console.say, held_out=True)
@@ -98,27 +102,25 @@ def _base_tokenizer(recipe: FinetuneRecipe, examples: Examples[TaskExample], say
     return resolve_tokenizer(recipe.tokenizer, lambda: texts, say=say)
 
 
-def _start(
+def _build(
     recipe: FinetuneRecipe,
     task: Task,
     base: Tokenizer,
     tokenizer: Tokenizer,
-    data_hash: str,
     runtime: Runtime,
     say: Callable[[str], None],
-    resume: Path | None,
-) -> tuple[GPT, Training | None]:
-    """The model with rows for the special tokens and the task's head, or the one of the run that is resumed."""
-    if resume is not None:
-        if Task.load(find_checkpoint(resume)) != task:
-            raise UserError(f"{resume}: was begun with another task or other labels; a resume must keep them")
-        return start_model(recipe, tokenizer, data_hash, runtime, say, resume=resume)
-    model, block, seed = build_model(recipe, base, runtime, say), recipe.finetune, recipe.run.seed
-    config, weights = add_token_rows(model.config, model.state_dict(), tokenizer.vocab_size, seed)
+) -> GPT:
+    """The model to begin with: rows for the special tokens and the task's head are fresh."""
+    model, block, seed = build_model(replace(recipe, lora=None), base, runtime, say), recipe.finetune, recipe.run.seed
+    new_tokens = range(base.vocab_size, tokenizer.vocab_size)
+    config, weights = add_token_rows(model.config, model.state_dict(), new_tokens, seed)
     config, weights = add_task_head(config, weights, HEAD, task.head_width, seed, segments=block.segment_embedding)
     if block.dropout is not None:
-        config = dataclasses.replace(config, dropout=block.dropout)
-    return model_of(config, weights, device=runtime.device).train(), None
+        config = replace(config, dropout=block.dropout)
+    model = model_of(config, weights, device=runtime.device).train()
+    if recipe.lora is not None:
+        add_lora(model, recipe.lora, seed, new_tokens=new_tokens)
+    return model
 
 
 def _encode(

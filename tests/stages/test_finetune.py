@@ -236,6 +236,26 @@ def test_it_starts_from_a_pretrained_model(tmp_path: Path) -> None:
     assert torch.allclose(after["h.1.mlp.c_fc.weight"], before["h.1.mlp.c_fc.weight"], atol=1e-6)
 
 
+def test_lora_trains_the_head_and_little_else_and_resumes_exactly(tmp_path: Path) -> None:
+    from tests.conftest import make_tiny
+
+    tiny = make_tiny(tmp_path, steps=3)
+    tiny.train()
+    lora = ("model=null", "tokenizer=null", f"init_from={tiny.run_dir}", "lora.rank=2", "optim.lr=1e-2")
+    for name in ("alone", "again"):
+        run = make(tmp_path / name, dropout=0.1)
+        run(*lora)
+    run(*lora, resume=tmp_path / "again/runs/head/step-000010")
+    assert rows(tmp_path / "again") == rows(tmp_path / "alone")
+    one, other = (LoadedModel.open(tmp_path / name / "runs/head", device="cpu").model for name in ("alone", "again"))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    before = tiny.weights()
+    assert torch.equal(one.wte.weight[:257], before["wte.weight"][:257])
+    assert torch.equal(one.h[0].ln_1.weight, before["h.0.ln_1.weight"])
+    assert not torch.equal(one.h[0].attn.c_attn.weight, before["h.0.attn.c_attn.weight"])
+    assert one.scalar_heads[HEAD].bias.abs().max() > 0
+
+
 def test_patience_ends_the_run_and_a_resume_does_not_go_on(tmp_path: Path) -> None:
     run = make(tmp_path)
     hopeless = ("train.epochs=50", "train.patience=2", "optim.lr=0.3")
