@@ -2,7 +2,7 @@
 
 As in its released code, L_lm is averaged per row over every token after the first, so delimiter and extract are
 learnt too. Not copied from there: position rows among the LM's classes, dropout of the embedding matrix as a whole,
-one dropout mask for all choices, Adam's epsilon before the bias correction.
+a further dropout before the head (one mask for all choices), Adam's epsilon before the bias correction.
 """
 
 from __future__ import annotations
