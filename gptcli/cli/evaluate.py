@@ -11,6 +11,7 @@ import typer
 
 from gptcli.cli import options
 from gptcli.cli.checkpoint import open_checkpoint
+from gptcli.cli.classify import SkipBad, evaluate_head, head_table
 from gptcli.cli.evaluate_show import progress, table, task_list
 from gptcli.errors import UserError
 
@@ -63,8 +64,12 @@ def evaluate(
     harness: Annotated[bool, typer.Option(help="The tasks are lm_eval's (`pip install 'gptcli[harness]'`).")] = False,
     include: Annotated[Path | None, typer.Option(help="--harness: a folder of task files of one's own.")] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A JSON file for the results, item by item.")
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A JSON file for the results, item by item; finetune: predictions as JSONL."
+        ),
     ] = None,
+    skip_bad: SkipBad = False,
     int8: options.Int8 = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -74,7 +79,8 @@ def evaluate(
     """Measure a model: on text, on tasks by name, or on a task file of your own.
 
     perplexity: per token, per word, and bits per byte. compression: bits per byte beside gzip -9, and xz -9e that was
-    given the training text first, on the run's held-out documents. All else: --list.
+    given the training text first, on the run's held-out documents. finetune: a task head's figures on labelled
+    examples. All else: --list.
     """
     if list_tasks:
         print("\n".join(task_list()))
@@ -83,6 +89,12 @@ def evaluate(
         raise UserError(f"--normalize {normalize}: expected one of {', '.join(NORMALIZE)}")
     if output is not None and not output.absolute().parent.is_dir():
         raise UserError(f"{output}: the folder it should be in is missing")
+    if task == "finetune":
+        loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+        row = evaluate_head(loaded, data, output=output, skip_bad=skip_bad, quiet=quiet)
+        row |= {"checkpoint": str(loaded.path), "tokenizer": loaded.tokenizer.hash}
+        print(jsonlib.dumps(row) if json else "\n".join(head_table(row)))
+        return
     names = [name.strip() for name in task.split(",") if name.strip()]
     if not harness:
         check_names(names, data or [])

@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from gptcli import __version__
+from gptcli.cli.classify import classify
 from gptcli.cli.compare import compare
 from gptcli.cli.data import data
 from gptcli.cli.doctor import doctor
@@ -41,6 +42,11 @@ app = typer.Typer(
 )
 app.command()(tokenize)
 app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
+app.command("finetune")(
+    training_verb(
+        "finetune", "Train a task head: classify, entail, compare, choose.\n\ngpt finetune -r finetune-classification"
+    )
+)
 app.command("sft")(training_verb("sft", "Teach a model to answer, from conversations.\n\ngpt sft -r sft.yaml"))
 app.command()(generate)
 app.command()(serve)
@@ -51,6 +57,7 @@ app.command()(doctor)
 inspect.command()(positions)
 inspect.command()(memorization)
 app.command()(score)
+app.command()(classify)
 app.add_typer(inspect, name="inspect")
 app.command()(plan)
 app.command("import")(import_)

@@ -151,6 +151,7 @@ class OptimBlock:
     min_lr_ratio: float = key(0.1, "the last learning rate over the peak", ge=0, le=1)
     warmup_steps: int = key(0, "linear warmup, in steps", ge=0)
     warmup_tokens: int | None = key(None, "linear warmup, in tokens instead", ge=0)
+    warmup_ratio: float | None = key(None, "linear warmup, as a share of all steps instead", ge=0, le=1)
     decay_steps: int | None = key(None, "step at which the decay ends (wsd: its length); left out: max_steps", ge=1)
     decay_tokens: int | None = key(None, "the same in tokens instead", ge=1)
     betas: tuple[float, float] = key((0.9, 0.95), "AdamW's moment decay rates")
@@ -170,6 +171,8 @@ class BatchRamp:
 class TrainBlock:
     max_steps: int | None = key(None, "optimizer steps", ge=1)
     max_tokens: int | None = key(None, "tokens instead", ge=1)
+    epochs: float | None = key(None, "passes over the examples instead; each ends with a validation", gt=0)
+    patience: int = key(0, "stop after so many validations in a row without a better one; 0: never", ge=0)
     global_batch_size: int = key(..., "rows per optimizer step, over all processes", ge=1)
     global_batch_size_cpu: int | None = key(
         None, "the same where there is no GPU, so that any recipe can be tried", ge=1
@@ -274,7 +277,12 @@ class SFTBlock:
 class FinetuneBlock:
     task: Literal["classification", "entailment", "similarity", "multiple_choice"] = key(..., "GPT-1's input transform")
     lm_coef: float = key(0.5, "weight of the auxiliary language-model loss", ge=0)
-    n_classes: int | None = key(None, "left out: counted in the data", ge=2)
+    n_classes: int | None = key(None, "left out: counted in the data; of scores: the levels, left out: 6", ge=2)
+    labels: list[str] = key([], "names of the classes; left out: those of the training data, sorted")
+    scores: bool = key(False, "labels are numbers, learnt as soft labels over n_classes levels (GPT-1's STS-B)")
+    segment_embedding: bool = key(False, "tell the model which side of the delimiter a token is on")
+    dropout: float | None = key(None, "everywhere in the model; left out: as the model has it", ge=0, lt=1)
+    truncate: bool = key(True, "cut each part of a long row to its share of the context, as GPT-1; false: refuse it")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from gptcli.config.schema import DataBlock, ModelConfig, OptimBlock, Recipe, SamplingParams, SFTRecipe, TrainBlock
+from gptcli.config.schema import (
+    DataBlock,
+    FinetuneBlock,
+    FinetuneRecipe,
+    ModelConfig,
+    OptimBlock,
+    Recipe,
+    SamplingParams,
+    SFTRecipe,
+    TrainBlock,
+)
 from gptcli.errors import UserError
 
 
@@ -20,7 +30,10 @@ def validate(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: optim.name: muon is for whole matrices, not for lora's; use adamw")
     if recipe.tokenizer is None and recipe.model is not None and _has_text(recipe.data):
         raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
+    if recipe.train.epochs is not None and not isinstance(recipe, FinetuneRecipe):
+        raise UserError(f"{where}: train.epochs: counts examples of gpt finetune; give max_steps or max_tokens")
     for problem in (
+        _finetune_problem(recipe.finetune) if isinstance(recipe, FinetuneRecipe) else None,
         _model_problem(recipe.model),
         _data_problem(recipe.data),
         _train_problem(recipe.train, recipe.model),
@@ -83,8 +96,8 @@ def _data_problem(d: DataBlock) -> str | None:
 
 
 def _train_problem(t: TrainBlock, model: ModelConfig | None) -> str | None:
-    if (t.max_steps is None) == (t.max_tokens is None):
-        return "train.max_steps, train.max_tokens: give exactly one of them"
+    if sum(length is not None for length in (t.max_steps, t.max_tokens, t.epochs)) != 1:
+        return "train.max_steps, train.max_tokens (or, of gpt finetune, train.epochs): give exactly one of them"
     if model is not None and t.seq_len is not None and t.seq_len > model.context_length:
         return f"train.seq_len: {t.seq_len} is more than model.context_length {model.context_length}"
     if t.batch_ramp is not None and t.batch_ramp.start > t.global_batch_size:
@@ -95,14 +108,29 @@ def _train_problem(t: TrainBlock, model: ModelConfig | None) -> str | None:
 
 
 def _optim_problem(o: OptimBlock) -> str | None:
-    if o.warmup_steps and o.warmup_tokens:
-        return "optim.warmup_steps, optim.warmup_tokens: give one of them"
+    warmups = [name for name in ("warmup_steps", "warmup_tokens", "warmup_ratio") if getattr(o, name)]
+    if len(warmups) > 1:
+        return f"optim.{warmups[0]}, optim.{warmups[1]}: give one of them"
     if o.decay_steps and o.decay_tokens:
         return "optim.decay_steps, optim.decay_tokens: give one of them"
     if not all(0 <= b < 1 for b in o.betas):
         return f"optim.betas: {list(o.betas)} must lie in [0, 1)"
     if o.schedule == "wsd" and o.decay_steps is None and o.decay_tokens is None:
         return "optim.decay_steps: required with schedule: wsd; it is the length of the final decay"
+    return None
+
+
+def _finetune_problem(f: FinetuneBlock) -> str | None:
+    if f.task == "multiple_choice":
+        for name in ("labels", "n_classes", "scores"):
+            if getattr(f, name):
+                return f"finetune.{name}: has no meaning with task: multiple_choice, whose labels number the choices"
+    if f.scores and f.labels:
+        return "finetune.scores, finetune.labels: give one of them"
+    if len(set(f.labels)) < len(f.labels) or len(f.labels) == 1:
+        return "finetune.labels: two different ones are needed, and none twice"
+    if f.segment_embedding and f.task == "classification":
+        return "finetune.segment_embedding: has no meaning with task: classification, which has one text"
     return None
 
 

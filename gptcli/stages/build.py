@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +25,8 @@ from gptcli.model.lora import add_lora, load_adapter
 from gptcli.modeldir import load_model, model_of, open_model_dir, read_adapter, read_weights
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
+
+R = TypeVar("R", bound=Recipe)
 
 
 def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
@@ -47,10 +51,13 @@ def start_model(
     say: Callable[[str], None],
     *,
     resume: Path | None,
+    build: Callable[[], GPT] | None = None,
 ) -> tuple[GPT, Training | None]:
-    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest."""
+    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest. `build`
+    makes the model to begin with, where that is not build_model's."""
+    build = build or partial(build_model, recipe, tokenizer, runtime, say)
     if resume is None:
-        return build_model(recipe, tokenizer, runtime, say), None
+        return build(), None
     checkpoint = find_checkpoint(resume)
     training = load_training(checkpoint)
     if training.facts["tokenizer_hash"] != tokenizer.hash:
@@ -62,12 +69,12 @@ def start_model(
         )
     if recipe.lora is None:
         return load_model(open_model_dir(checkpoint), device=runtime.device).train(), training
-    model = build_model(recipe, tokenizer, runtime, say)
+    model = build()
     load_adapter(model, read_adapter(checkpoint, model.config)[0])
     return model, training
 
 
-def pinned(recipe: Recipe) -> Recipe:
+def pinned(recipe: R) -> R:
     """The recipe with the checkpoint that init_from means now, so that a resume finds the same base."""
     if recipe.init_from is None:
         return recipe
@@ -139,13 +146,22 @@ def total_memory(runtime: Runtime) -> int | None:
 
 
 def pick_plan(
-    recipe: Recipe, config: ModelConfig, runtime: Runtime, say: Callable[[str], None], *, dtype: torch.dtype
+    recipe: Recipe,
+    config: ModelConfig,
+    runtime: Runtime,
+    say: Callable[[str], None],
+    *,
+    dtype: torch.dtype,
+    examples: int | None = None,
+    example_tokens: int | None = None,
 ) -> TrainPlan:
-    """The computed plan, micro_batch_size chosen by the memory there is if it is auto."""
+    """The computed plan, micro_batch_size chosen by the memory there is if it is auto.
+
+    Where rows are examples: how many an epoch has, and the tokens of the longest."""
     on_cpu = runtime.device.type == "cpu"
     step = StepShape(
         rows=1,
-        seq_len=recipe.train.seq_len or config.context_length,
+        seq_len=example_tokens or recipe.train.seq_len or config.context_length,
         half=dtype != torch.float32,
         on_cpu=on_cpu,
         optimizer=recipe.optim.name,
@@ -159,6 +175,7 @@ def pick_plan(
         dp_size=runtime.dp_size,
         micro_batch_size=pick_micro_batch(recipe, config, step, replicas=runtime.dp_size, room=room),
         on_cpu=on_cpu,
+        examples=examples,
     )
     if on_cpu and plan.global_batch_size != recipe.train.global_batch_size:
         say(

@@ -83,7 +83,7 @@ def load_training(checkpoint: Path) -> Training:
     tree = read_json(folder / "state.json", missing=f"{folder}/state.json: missing")
     if tree.pop("format_version", None) != FORMAT_VERSION:
         raise UserError(f"{folder}/state.json: of another format_version than this gptcli reads ({FORMAT_VERSION})")
-    fields = {name: tree.pop(name) for name in TrainState.__dataclass_fields__}
+    fields = {name: tree.pop(name) for name in TrainState.__dataclass_fields__ if name in tree}
     source = tree.pop("source")
     return Training(TrainState(**fields), source, read_tensors(folder / "optimizer.safetensors"), tree)
 

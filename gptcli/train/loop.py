@@ -59,13 +59,13 @@ def train(
     dtype: torch.dtype = torch.float32,
     every: Sequence[Every] = (),
 ) -> None:
-    """Step until the plan is done. `model` is what is called: a GPT or its data-parallel wrapper.
+    """Step until the plan is done or an entry sets `state.stopped`. `model` is what is called: a GPT or its wrapper.
 
     Raises Stopped after a signal, when the step in flight is done and every entry with `at_end` has run.
     """
     model.train()
     with StopSignal() as stop:
-        while not plan.is_done(state.step, state.tokens_seen):
+        while not (state.stopped or plan.is_done(state.step, state.tokens_seen)):
             batches = source.next_step()
             factor = lr_factor(plan, state.step, state.tokens_seen)
             optimizer.set_lr(factor)
@@ -86,7 +86,7 @@ def train(
             state.tokens_seen += result.tokens
             last = bool(signum) or plan.is_done(state.step, state.tokens_seen)
             for entry in every:
-                if entry.due(state.step, last):
+                if entry.due(state.step, last or state.stopped):
                     entry.fn(result)
             if signum:
                 raise Stopped(signum, f"stopped after step {state.step}, which is saved")

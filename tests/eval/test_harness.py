@@ -155,7 +155,8 @@ def test_written_answers_agree(stories, shared_data, tmp_path):
     settings = {"until": ["Question:", " and"], "do_sample": False, "max_gen_toks": 24}
     requests = [Instance("generate_until", {}, (row["question"], dict(settings)), i) for i, row in enumerate(rows)]
     ours = GptcliLM(scorer=stories.ours).generate_until(requests)
-    assert ours == hugging_face(stories.exported).generate_until(requests)
+    # their decoding, which has only the answer's own tokens, loses a space that begins it
+    assert [text.lstrip(" ") for text in ours] == hugging_face(stories.exported).generate_until(requests)
     assert any(ours)
 
 

@@ -26,11 +26,18 @@ def train(name: str, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     return stage.run(recipe, Runtime(), RunConsole(quiet=True))
 
 
+def labelled_example(number: int) -> dict[str, Any]:
+    """One that every task of gpt finetune can read."""
+    columns = ("text", "premise", "hypothesis", "text_a", "text_b", "context", "question")
+    return {**{name: f"{name} {number}" for name in columns}, "choices": ["a", "b"], "label": number % 2}
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
-    text, chat = tmp_path / "text.txt", tmp_path / "chat.jsonl"
+    text, chat, labelled = (tmp_path / name for name in ("text.txt", "chat.jsonl", "labelled.jsonl"))
     text.write_text("some text of no importance, 0123456789\n" * 200)
     chat.write_text("".join(json.dumps({"prompt": f"{i}?", "response": f"{i}!"}) + "\n" for i in range(200)))
+    labelled.write_text("".join(json.dumps(labelled_example(i)) + "\n" for i in range(200)))
     from_text = {"data.source": f"[{text}]", "train.max_tokens": 2 * ROWS * SEQ_LEN, "train.max_steps": "null"}
     new = {"tokenizer": "bytes", **{f"model.{k}": v for k, v in MODEL.items()}}
     recipe = load_recipe(name)
@@ -41,8 +48,11 @@ def test_recipe_trains_two_steps(name: str, tmp_path: Path) -> None:
     else:
         base = train("quickstart", tmp_path, {**from_text, **new, "run.name": "base"})["checkpoint"]
         mixture = f"[{{source: [{text}], weight: 0.7}}, {{source: [{chat}], weight: 0.3}}]"
-        data = {"data.train": f"[{chat}]"} if recipe.stage == "sft" else {"data.mixture": mixture}
-        data |= {"data.text_key": "prompt"} if recipe.stage == "pretrain" else {}
+        data = {
+            "pretrain": {"data.mixture": mixture, "data.text_key": "prompt"},
+            "sft": {"data.train": f"[{chat}]"},
+            "finetune": {"data.train": f"[{labelled}]", "train.epochs": "null"},
+        }[recipe.stage]
         summary = train(name, tmp_path, {**data, "init_from": base, "train.max_steps": 2})
         assert 0 < summary["val_loss"] < 8
     assert summary["step"] == 2
