@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gptcli.config.schema import Recipe
 from gptcli.contracts import Batch, BatchSource, Objective
 from gptcli.dist.runtime import Runtime
 from gptcli.dist.wrap import parallelize
-from gptcli.errors import GptError
+from gptcli.errors import GptError, UserError
 from gptcli.generate import Engine, complete
 from gptcli.generate.processors import Processors
 from gptcli.model import GPT
@@ -53,6 +53,8 @@ class TrainingRun:
     held_out: Sequence[Batch]
     data_hash: str
     resumed: Training | None = None
+    figures: Callable[[], Mapping[str, float]] = dict  # more to log of the step that was done
+    write_more: Callable[[Path], None] | None = None  # files beside a checkpoint's model
     state: TrainState = field(default_factory=TrainState)
 
     def execute(self) -> dict[str, Any]:
@@ -78,6 +80,9 @@ class TrainingRun:
         try:
             with self.console:
                 self._train()
+        except UserError:  # between two steps, from a source that left everything as the last step made it
+            self._save()
+            raise
         finally:
             self._close_loggers()
         return self._finish()
@@ -147,6 +152,7 @@ class TrainingRun:
         }
         for name, value in result.metric_sums.items():
             self._row[name] = self.runtime.all_sum(value).item() / max(result.weight, 1.0)
+        self._row |= self.figures()
         if self._val_loss is not None:
             self._row["val_loss"], self._val_loss = self._val_loss, None
         if not math.isfinite(loss):
@@ -177,13 +183,13 @@ class TrainingRun:
         if self.state.best_step == result.step:
             self._save(result)
 
-    def _save(self, result: StepResult) -> None:
-        if self._saved_step == result.step:
+    def _save(self, result: StepResult | None = None) -> None:
+        if self._saved_step == self.state.step:
             return
-        self._saved_step = result.step
+        self._saved_step = self.state.step
         with self._not_training():
             if self.runtime.is_main:
-                best = self.state.best_step == result.step
+                best = self.state.best_step == self.state.step
                 save_checkpoint(self.run_dir, self._training(), self._write_model, best=best)
                 prune(self.run_dir, self.recipe.train.save_every, self.recipe.train.keep_last)
             self.runtime.barrier()
@@ -202,6 +208,8 @@ class TrainingRun:
 
     def _write_model(self, folder: Path) -> None:
         save_model(folder, self.model.config, dict(self.model.named_parameters()), self.tokenizer)
+        if self.write_more is not None:
+            self.write_more(folder)
 
     # ---- beginning and end ------------------------------------------------------------------------------------
 
