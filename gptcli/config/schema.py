@@ -134,6 +134,7 @@ class DataBlock:
         "hash", "hash: by document, so that adding documents moves none; tail: the end"
     )
     text_key: str = key("text", "the column that holds the text in JSONL and Parquet")
+    columns: dict[str, str] = key({}, "of examples, where a file's columns have other names: ours -> the file's")
     skip_bad: bool = key(False, "leave out bad lines and files, and count them, instead of stopping")
 
 
