@@ -44,6 +44,8 @@ def _rlhf_problem(recipe: Recipe) -> str | None:
         return None
     if recipe.init_from is None:
         return f"init_from: missing; {recipe.stage} starts from a trained checkpoint"
+    if recipe.context_length is not None:
+        return "context_length: the reference would keep its own; stretch it in the stage before"
     if recipe.tokenizer is not None:
         return "tokenizer: has no meaning here; it is the checkpoint's"
     if recipe.data.path or recipe.data.mixture:

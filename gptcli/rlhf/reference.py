@@ -22,9 +22,7 @@ class Opinion:
 
 
 @torch.no_grad()
-def judge(
-    model: GPT, tokens: Tensor, targets: Tensor, *, temperature: float, rows: int, dtype: torch.dtype
-) -> Opinion:
+def judge(model: GPT, tokens: Tensor, targets: Tensor, *, temperature: float, rows: int, dtype: torch.dtype) -> Opinion:
     """The model's opinion of `tokens` (B, T), `rows` at a time: as many as in training, so that there the first
     ratios are exactly 1."""
     parts = []

@@ -21,7 +21,7 @@ from gptcli.randomness import Permutation, derive
 from gptcli.rlhf.kl import KLController, k1
 from gptcli.rlhf.reference import judge
 from gptcli.rlhf.rewards import Rewards, Sample
-from gptcli.rlhf.sequences import masked_mean, response_rows
+from gptcli.rlhf.sequences import masked_mean, pass_order, response_rows
 from gptcli.tokenizer import Tokenizer
 
 GENERATED_TOGETHER = 256  # rows
@@ -175,13 +175,11 @@ class RolloutSource:
         return Rollout(tokens, targets, scores=scores, ended=ended, **opinions)
 
     def _prompt_numbers(self, count: int) -> list[int]:
-        """The rollout's prompts, each for a whole group; every pass over the prompts has an order of its own."""
-        groups, n = count // self._group, len(self._prompts)
-        numbers = []
-        for item in range(self._rollouts * groups, (self._rollouts + 1) * groups):
-            order = Permutation(n, derive(self._seed, "prompt order", item // n))
-            numbers += [int(order[np.array([item % n])][0])] * self._group
-        return numbers
+        """The rollout's prompts, each for a whole group."""
+        groups = count // self._group
+        numbers = range(self._rollouts * groups, (self._rollouts + 1) * groups)
+        order = pass_order(len(self._prompts), self._seed, "prompt order", numbers)
+        return [number for number in order for _ in range(self._group)]
 
     def _generate(self, prompts: Sequence[Sequence[int]], streams: Sequence[int]) -> list[list[int]]:
         """Responses, the token that ended them included."""

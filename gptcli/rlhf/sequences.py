@@ -7,12 +7,14 @@ lengths, never from ids, so an end-of-text counts even where it is the padding t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gptcli.contracts import IGNORE_INDEX
+from gptcli.randomness import Permutation, derive
 
 PAD = 0  # any id: padding stands behind the row, where causal attention never looks
 
@@ -46,3 +48,15 @@ def at_last(x: Tensor, mask: Tensor) -> Tensor:
 def last_index(mask: Tensor) -> Tensor:
     """(B,): the last position where mask (B, T) is True, whichever side the padding is on."""
     return (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(1)
+
+
+def pass_order(n: int, seed: int, purpose: str, numbers: Iterable[int]) -> list[int]:
+    """Which of n items come as numbers `numbers` (from 0, over all passes); every pass has an order of its own."""
+    by_pass: dict[int, Permutation] = {}
+    order = []
+    for number in numbers:
+        turn, place = divmod(number, n)
+        if turn not in by_pass:
+            by_pass[turn] = Permutation(n, derive(seed, purpose, turn))
+        order.append(int(by_pass[turn][np.array([place])][0]))
+    return order

@@ -133,5 +133,5 @@ def read_prompts(recipe: PPORecipe | GRPORecipe, engine: Engine, say: Callable[[
     if bad:
         say(f"left out {len(bad)} bad prompts; the first: {bad[0]}")
     if not prompts:
-        raise UserError("data: no prompts; name .jsonl files of {\"prompt\"} or {\"messages\"} in data.train")
+        raise UserError('data: no prompts; name .jsonl files of {"prompt"} or {"messages"} in data.train')
     return prompts

@@ -23,6 +23,9 @@ from gptcli.dist.runtime import Runtime
 from gptcli.model import GPT
 from gptcli.modeldir import load_model, open_model_dir, save_model
 from gptcli.rlhf.sequences import response_rows
+from gptcli.stages import dpo as dpo_stage
+from gptcli.stages import grpo as grpo_stage
+from gptcli.stages import ppo as ppo_stage
 from gptcli.stages.console import RunConsole
 from gptcli.tokenizer import Tokenizer
 
@@ -77,10 +80,18 @@ class Task:
     def rewards(self) -> Tensor:
         names: dict[str, Any] = {}
         exec(self.reward, names)
-        texts = ["".join(chr(97 + i) for i in r if i < self.letters) for r in self.responses()]
+        texts = [self.text(response) for response in self.responses()]
         finished = [not self.ends or r[-1] == self.letters for r in self.responses()]
         scores = torch.tensor(names["score"]([PROMPT] * len(texts), texts), dtype=torch.float64)
         return scores - self.missing_eos_penalty * ~torch.tensor(finished)
+
+    def text(self, response: list[int]) -> str:
+        return "".join(chr(97 + i) for i in response if i < self.letters)
+
+    def comparable(self) -> Tensor:
+        """Numbers of the responses that may stand in preference data: ended, and not empty."""
+        ended = [i for i, r in enumerate(self.responses()) if not self.ends or (r[-1] == self.letters and len(r) > 1)]
+        return torch.tensor(ended)
 
     def logprobs(self, model: GPT) -> Tensor:
         responses = self.responses()
@@ -160,34 +171,63 @@ class World:
         run(recipe, Runtime(), RunConsole(quiet=True), **options)
         return self.model(name)
 
-    def gap(self, policy: GPT, best: Tensor | None = None) -> float:
-        """KL(policy || pi*), exactly."""
-        mine, best = self.task.logprobs(policy), self.task.best(self.reference) if best is None else best
+    def gap(self, policy: GPT, rewards: Tensor | None = None, among: Tensor | None = None) -> float:
+        """KL(policy || pi*), exactly; among some responses alone, given that it is one of them."""
+        mine, best = self.task.logprobs(policy), self.task.best(self.reference, rewards)
+        if among is not None:
+            mine, best = mine[among].log_softmax(0), best[among].log_softmax(0)
         return (mine.exp() * (mine - best)).sum().item()
 
-    def ppo(self, name: str, rollouts: int, seed: int = 1, **ppo: Any) -> GPT:
-        from gptcli.stages import ppo as stage
-
-        block = {"kl_coef": BETA, "rollout_batch_size": 256, "missing_eos_penalty": self.task.missing_eos_penalty, **ppo}
-        steps = rollouts * block.get("ppo_epochs", 4)
-        tree = {
-            "ppo": block,
-            "reward": {"function": f"{self.folder / 'reward.py'}:score"},
-            "run": {"seed": seed},
-            "train": {"max_steps": steps, "global_batch_size": 256, "micro_batch_size": 256},
-            "optim": {"lr": self.lr} if hasattr(self, "lr") else {},
-        }
-        return self.train("rlhf-ppo", stage.run, name, tree)
-
-    def rloo(self, name: str, rollouts: int, seed: int = 1, **grpo: Any) -> GPT:
-        from gptcli.stages import grpo as stage
-
-        rloo = {"baseline": "leave_one_out", "scale": "none", "ratio": "sequence", "group_size": 256}
+    def ppo(self, name: str, steps: int, *, seed: int = 1, lr: float = 1e-2, **ppo: Any) -> GPT:
+        """So many optimizer steps, four to a rollout of 256 responses."""
         block = {"kl_coef": BETA, "rollout_batch_size": 256, "missing_eos_penalty": self.task.missing_eos_penalty}
+        return self._rollouts("rlhf-ppo", ppo_stage.run, name, steps, seed, lr, {"ppo": {**block, **ppo}})
+
+    def rloo(self, name: str, steps: int, *, seed: int = 1, lr: float = 1e-2, **grpo: Any) -> GPT:
+        """So many optimizer steps, one to a rollout of 256 responses."""
+        block = {"kl_coef": BETA, "rollout_batch_size": 256, "missing_eos_penalty": self.task.missing_eos_penalty}
+        rloo = {"baseline": "leave_one_out", "scale": "none", "ratio": "sequence", "group_size": 256}
+        return self._rollouts("rlhf-grpo", grpo_stage.run, name, steps, seed, lr, {"grpo": {**block, **rloo, **grpo}})
+
+    def _rollouts(
+        self, stage: str, run: Callable[..., Any], name: str, steps: int, seed: int, lr: float, block: dict[str, Any]
+    ) -> GPT:
         tree = {
-            "grpo": {**rloo, **block, **grpo},
+            **block,
             "reward": {"function": f"{self.folder / 'reward.py'}:score"},
             "run": {"seed": seed},
-            "train": {"max_steps": rollouts, "global_batch_size": 256, "micro_batch_size": 256},
+            "optim": {"lr": lr},
+            "train": {"max_steps": steps, "global_batch_size": 256, "micro_batch_size": 256},
         }
-        return self.train("rlhf-grpo", stage.run, name, tree)
+        return self.train(stage, run, name, tree)
+
+    def dpo(self, name: str, steps: int, *, seed: int = 1, lr: float = 1e-2, **dpo: Any) -> GPT:
+        """On pairs of the reference's own samples with the true probability that the first is the better one."""
+        tree = {
+            "dpo": {"beta": BETA, **dpo},
+            "data": {"train": [str(self.write_pairs(20_000, seed))], "val_fraction": 0.0},
+            "run": {"seed": seed},
+            "optim": {"lr": lr},
+            "train": {"max_steps": steps, "global_batch_size": 256, "micro_batch_size": 256},
+        }
+        return self.train("rlhf-dpo", dpo_stage.run, name, tree)
+
+    def write_pairs(self, count: int, seed: int, *, hard: bool = False) -> Path:
+        """Preferences among ended responses; hard: a label drawn with that probability."""
+        task, generator = self.task, torch.Generator().manual_seed(seed)
+        kept = task.comparable()
+        chances = task.logprobs(self.reference)[kept].exp()
+        pairs = kept[chances.multinomial(2 * count, replacement=True, generator=generator).view(-1, 2)]
+        rewards, responses = task.rewards(), task.responses()
+        draws = torch.rand(count, generator=generator)
+        file = self.folder / f"pairs-{seed}-{hard}.jsonl"
+        with file.open("w") as lines:
+            for (a, b), draw in zip(pairs.tolist(), draws.tolist(), strict=True):
+                p = torch.sigmoid(rewards[a] - rewards[b]).item()
+                if hard:
+                    (a, b), p = ((a, b) if draw < p else (b, a)), 1.0
+                chosen, rejected = (task.text(responses[i]) for i in (a, b))
+                if chosen != rejected:
+                    row = {"prompt": PROMPT, "chosen": chosen, "rejected": rejected, "p_chosen": p}
+                    lines.write(json.dumps(row) + "\n")
+        return file
