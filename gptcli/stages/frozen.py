@@ -42,7 +42,7 @@ def fingerprint(recipe: Recipe) -> str:
     reward: Any = getattr(recipe, "reward", None)
     if isinstance(reward, RewardBlock) and reward.checkpoint is not None:
         files.append(find_checkpoint(reward.checkpoint) / WEIGHTS)
-    if isinstance(reward, RewardBlock) and reward.function is not None:
+    if isinstance(reward, RewardBlock) and reward.function is not None and ":" in reward.function:
         files.append(Path(reward.function.rpartition(":")[0]))
     digest = hashlib.sha256()
     for file in files:

@@ -189,12 +189,18 @@ class World:
         rloo = {"baseline": "leave_one_out", "scale": "none", "ratio": "sequence", "group_size": 256}
         return self._rollouts("rlhf-grpo", grpo_stage.run, name, steps, seed, lr, {"grpo": {**block, **rloo, **grpo}})
 
+    def ppo_on_checkpoint(self, name: str, steps: int, checkpoint: Path, *, lr: float, **ppo: Any) -> GPT:
+        """The same on a reward model's scores."""
+        block = {"kl_coef": BETA, "rollout_batch_size": 256, **ppo}
+        tree = {"ppo": block, "reward": {"checkpoint": str(checkpoint)}}
+        return self._rollouts("rlhf-ppo", ppo_stage.run, name, steps, 1, lr, tree)
+
     def _rollouts(
         self, stage: str, run: Callable[..., Any], name: str, steps: int, seed: int, lr: float, block: dict[str, Any]
     ) -> GPT:
         tree = {
-            **block,
             "reward": {"function": f"{self.folder / 'reward.py'}:score"},
+            **block,
             "run": {"seed": seed},
             "optim": {"lr": lr},
             "train": {"max_steps": steps, "global_batch_size": 256, "micro_batch_size": 256},

@@ -87,6 +87,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(world: World, s
         assert normalization[0] == normalization[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_two_processes_are_one(world: World, stage: str) -> None:
     for name, nproc in (("one", 1), ("two", 2)):
