@@ -14,12 +14,13 @@ from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.config.validate import check_sampling
 from gptcli.dist.runtime import pick_device, pick_precision
 from gptcli.errors import UserError
+from gptcli.eval.perplexity import join_documents, stream_logprobs
 from gptcli.generate import Completion, Engine, complete
 from gptcli.generate.completions import Scorer
 from gptcli.generate.pack import pack
 from gptcli.model import Output
 from gptcli.modeldir import ModelDir, load_model, open_model_dir
-from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer import StreamDecoder, Tokenizer
 from gptcli.train.checkpoint import find_checkpoint
 
 
@@ -59,8 +60,12 @@ class LoadedModel:
         engine = Engine(model, folder.tokenizer, draft=small, draft_tokens=draft_tokens, dtype=dtype)
         return cls(folder.path, engine)
 
-    def packed(self, *, int8: bool = False) -> LoadedModel:
-        """The same model in the form that generates fastest (generate/pack.py); int8 weights on request."""
+    def packed(self, *, int8: bool = False, compile: bool = False) -> LoadedModel:
+        """The same model in the form that generates fastest (generate/pack.py); int8 weights or a compiled step
+        (generate/compiled.py) on request."""
+        if compile:
+            self.engine.compile()
+            return self
         pack(self.model, int8=int8)
         if self.engine.draft is not None:
             pack(self.engine.draft, int8=int8)
@@ -87,18 +92,16 @@ class LoadedModel:
         check_sampling(params, "complete")
         return complete(self.engine, prompts, params, scorer=scorer)
 
-    @torch.inference_mode()
-    def score(self, text: str) -> list[TokenScore]:
-        """Each token's log-probability (nats) given all before it; the first follows bos or end-of-text."""
-        tokenizer, device = self.tokenizer, self.model.wte.weight.device
-        ids = tokenizer.encode(text)
-        start = [tokenizer.start_id] if tokenizer.start_id is not None else []
-        row = torch.tensor([start + ids], device=device)
-        if row.shape[1] < 2:
-            return []
-        logprobs = self.model(row[:, :-1], targets=row[:, 1:]).logprobs
-        scored = row[0, 1:].tolist()
-        return [TokenScore(tokenizer.decode([i]), i, p) for i, p in zip(scored, logprobs[0].tolist(), strict=True)]
+    def score(self, text: str, *, stride: int | None = None) -> list[TokenScore]:
+        """Each token's log-probability (nats) given all before it, the first given bos or end-of-text. A text beyond
+        the context is read in windows that move on by `stride`, by default half the context, as `gpt eval` does."""
+        ids = join_documents([text], self.tokenizer).ids
+        (logprobs,) = stream_logprobs(self.model, [ids], stride=stride, dtype=self.dtype)
+        stream = StreamDecoder(self.tokenizer, context=ids[:1])
+        texts = [stream.push(i) for i in ids[1:]]
+        if texts:
+            texts[-1] += stream.flush()
+        return [TokenScore(t, i, p) for t, i, p in zip(texts, ids[1:], logprobs.tolist(), strict=True)]
 
     def forward(self, tokens: Tensor, **inputs: Any) -> Output:
         """The model's forward; see `gptcli.model.GPT.forward`."""

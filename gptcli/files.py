@@ -1,11 +1,13 @@
-"""Folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and JSON objects read from files."""
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -28,6 +30,14 @@ def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
         raise
 
 
+def publish_text(target: Path, text: str) -> None:
+    """The same for a file: written beside `target` under a hidden name first."""
+    work = target.with_name(f".{target.name}.tmp")
+    work.write_text(text, "utf-8")
+    sync(work)
+    os.replace(work, target)
+
+
 def sync_tree(folder: Path) -> None:
     for path in folder.rglob("*"):
         sync(path)
@@ -41,3 +51,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises OSError, and ValueError for what is none."""
+    tree = json.loads(file.read_text("utf-8"))
+    if not isinstance(tree, dict):
+        raise ValueError("not a JSON object")
+    return tree

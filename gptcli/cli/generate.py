@@ -90,6 +90,7 @@ def generate(
     quiet: options.Quiet = False,
     seed: options.Seed = None,
     int8: options.Int8 = False,
+    compile: options.Compile = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -100,9 +101,13 @@ def generate(
     gpt generate -i prompts.jsonl -o out.jsonl
     """
     params = sampling.params_of(context)
+    if compile and (int8 or draft is not None):
+        raise UserError(f"--compile: does not go with {'--int8' if int8 else '--draft'}")
     if input_file is not None:
         if prompt is not None or samples > 1 or echo is not None:
             raise UserError("-i: each line is a prompt and gets one text: without PROMPT, --samples and --echo")
+        if draft is not None:
+            raise UserError("--draft: speeds up one text; -i continues many together")
         pipeline = Options(
             source=input_file,
             output=output,
@@ -113,9 +118,8 @@ def generate(
             json=json,
             quiet=quiet,
             int8=int8,
+            compile=compile,
         )
-        if draft is not None:
-            raise UserError("--draft: speeds up one text; -i continues many together")
         loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
         run_pipeline(loaded.engine, params, pipeline, seed_given=seed is not None)
         return
@@ -127,7 +131,7 @@ def generate(
     loaded = open_checkpoint(
         checkpoint, draft=draft, draft_tokens=draft_tokens, device=device, precision=precision, quiet=quiet
     )
-    loaded.packed(int8=int8)
+    loaded.packed(int8=int8, compile=compile)
     if json:
         _print_json(loaded.engine, prompt, params, samples, logprobs)
     else:

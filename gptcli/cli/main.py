@@ -9,15 +9,21 @@ from typing import NoReturn
 import typer
 
 from gptcli import __version__
+from gptcli.cli.compare import compare
+from gptcli.cli.data import data
+from gptcli.cli.doctor import doctor
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
 from gptcli.cli.inspect import inspect
 from gptcli.cli.plan import plan
 from gptcli.cli.recipes import recipes
+from gptcli.cli.report import report
+from gptcli.cli.score import score
 from gptcli.cli.serve import serve
 from gptcli.cli.tokenize import tokenize
 from gptcli.cli.train import training_verb
+from gptcli.cli.weaknesses import memorization, positions
 from gptcli.errors import GptError, UserError
 
 HELP = """The whole life of a GPT from one command line: tokenize, pretrain, generate, evaluate.
@@ -35,6 +41,7 @@ app = typer.Typer(
 )
 app.command()(tokenize)
 app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
+app.command("sft")(training_verb("sft", "Teach a model to answer, from conversations.\n\ngpt sft -r sft.yaml"))
 app.command("rlhf-reward")(
     training_verb("rlhf-reward", "Train a reward model on preferences.\n\ngpt rlhf-reward -r rlhf-reward.yaml")
 )
@@ -50,10 +57,17 @@ app.command("rlhf-grpo")(
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)
+app.command()(compare)
+app.command()(report)
+app.command()(doctor)
+inspect.command()(positions)
+inspect.command()(memorization)
+app.command()(score)
 app.add_typer(inspect, name="inspect")
 app.command()(plan)
 app.command("import")(import_)
 app.command()(export)
+app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 
 

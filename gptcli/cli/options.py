@@ -29,5 +29,9 @@ Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on s
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Decides everything random.")]
 Int8 = Annotated[bool, typer.Option("--int8", help="int8 weights: faster and smaller, not quite the same model.")]
+Compile = Annotated[
+    bool,
+    typer.Option("--compile", help="Compile the decoding step: seconds at first, then small models are much faster."),
+]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="auto|fp32|bf16", help="Arithmetic.")]

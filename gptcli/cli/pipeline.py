@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from gptcli.generate.rowfile import RowFile
 
 STDOUT = "-"
-COMPRESSED = (".gz", ".zst")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ class Options:
     json: bool
     quiet: bool
     int8: bool = False
+    compile: bool = False
 
 
 def run_pipeline(engine: Engine, params: SamplingParams, options: Options, *, seed_given: bool) -> None:
@@ -54,7 +54,7 @@ def run_pipeline(engine: Engine, params: SamplingParams, options: Options, *, se
     else:
         if not seed_given and not options.overwrite and (seed := begun_with(path, "seed")) is not None:
             params = replace(params, seed=seed)
-        rows = {**made_by(engine, params, logprobs=options.logprobs), "int8": options.int8}
+        rows = {**made_by(engine, params, logprobs=options.logprobs), "int8": options.int8, "compile": options.compile}
         with RowFile(path, rows, overwrite=options.overwrite) as file:
             _run(engine, params, options, file.write, file)
 
@@ -65,7 +65,11 @@ def _run(
     from gptcli.generate.pack import pack
     from gptcli.generate.pipeline import generate_rows
 
-    pack(engine.model, int8=options.int8)  # after the model's fingerprint was taken
+    # after the model's fingerprint was taken
+    if options.compile:
+        engine.compile()
+    else:
+        pack(engine.model, int8=options.int8)
     with _Report(options, file) as report, _signals_raise(report):
         completions = generate_rows(
             engine,
@@ -83,6 +87,8 @@ def _run(
 
 
 def _output_path(options: Options) -> Path | None:
+    from gptcli.data.sources import COMPRESSED
+
     if options.output in (None, STDOUT):
         return None
     path = Path(options.output or "")

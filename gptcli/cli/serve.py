@@ -32,6 +32,7 @@ def serve(
     timeout: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="For one answer, waiting included.")] = 600,
     max_body: Annotated[int, typer.Option(min=1, metavar="BYTES", help="Of a request; then status 413.")] = 1 << 20,
     quiet: options.Quiet = False,
+    int8: options.Int8 = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -46,6 +47,7 @@ def serve(
         raise UserError(f"gpt serve needs {error.name}: pip install 'gptcli[serve]'") from None
     logging.basicConfig(format="gpt: %(message)s", level=logging.WARNING, stream=sys.stderr)
     loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+    loaded.packed(int8=int8)
     name = name or _name_of(loaded.path)
     app = create_app(
         loaded.engine,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 
 from gptcli.errors import UserError, nearest
@@ -60,3 +61,8 @@ def machine_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def has_cpp_compiler() -> bool:
+    """What torch.compile needs for code that runs on a CPU."""
+    return bool(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"))

@@ -14,6 +14,7 @@ from gptcli.config.schema import (
     RewardBlock,
     RolloutBlock,
     SamplingParams,
+    SFTRecipe,
     TrainBlock,
 )
 from gptcli.errors import UserError
@@ -21,11 +22,17 @@ from gptcli.errors import UserError
 
 def validate(recipe: Recipe, where: str) -> None:
     """Raises UserError, one line, for the first contradiction found."""
+    if isinstance(recipe, SFTRecipe) and recipe.init_from is None:
+        raise UserError(f"{where}: init_from: missing; sft goes on from a trained model (-s init_from=runs/NAME)")
     if (recipe.model is None) == (recipe.init_from is None):
         raise UserError(f"{where}: model, init_from: give exactly one of them")
     if recipe.context_length is not None and recipe.init_from is None:
         raise UserError(f"{where}: context_length: belongs to init_from; a new model's is model.context_length")
-    if recipe.tokenizer is None and recipe.model is not None and recipe.data.path is None and not recipe.data.mixture:
+    if recipe.lora is not None and recipe.init_from is None:
+        raise UserError(f"{where}: lora: updates a trained model; name one with init_from")
+    if recipe.lora is not None and recipe.optim.name == "muon":
+        raise UserError(f"{where}: optim.name: muon is for whole matrices, not for lora's; use adamw")
+    if recipe.tokenizer is None and recipe.model is not None and _has_text(recipe.data):
         raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
     for problem in (
         _model_problem(recipe.model),
@@ -44,6 +51,8 @@ def _rlhf_problem(recipe: Recipe) -> str | None:
         return None
     if recipe.init_from is None:
         return f"init_from: missing; {recipe.stage} starts from a trained checkpoint"
+    if recipe.lora is not None:
+        return "lora: adapters are not trained by the verbs of rlhf in this version; leave it out"
     if recipe.context_length is not None:
         return "context_length: the reference would keep its own; stretch it in the stage before"
     if recipe.tokenizer is not None:
@@ -119,10 +128,18 @@ def _model_problem(m: ModelConfig | None) -> str | None:
     return None
 
 
+def _has_text(d: DataBlock) -> bool:
+    """Whether something is still to be tokenized."""
+    return d.path is None and (not d.mixture or any(part.source for part in d.mixture))
+
+
 def _data_problem(d: DataBlock) -> str | None:
     given = [k for k in ("path", "source", "train", "mixture") if getattr(d, k)]
     if len(given) > 1:
         return f"data.{given[0]}, data.{given[1]}: give one of path, source, train + val, mixture"
+    for number, part in enumerate(d.mixture):
+        if (part.path is None) == (not part.source):
+            return f"data.mixture[{number}]: give a path or a source, one of them"
     if d.val and not d.train:
         return "data.val: needs data.train beside it"
     return None

@@ -18,6 +18,7 @@ import numpy as np
 
 from gptcli.data.sources import SourceReader
 from gptcli.errors import UserError
+from gptcli.files import read_object
 from gptcli.tokenizer import Tokenizer
 from gptcli.tokenizer.resolve import fingerprint, resolve_tokenizer
 
@@ -61,13 +62,11 @@ def open_tokens(path: str | Path) -> TokenData:
     """Raises UserError for a directory that `gpt tokenize -o` did not make."""
     path = Path(path)
     try:
-        meta = json.loads((path / "meta.json").read_text("utf-8"))
+        meta = read_object(path / "meta.json")
     except OSError as error:
         raise UserError(f"{path}: not a tokenized directory (no meta.json); make one with `gpt tokenize -o`") from error
     except ValueError as error:
-        raise UserError(f"{path}/meta.json: not JSON") from error
-    if not isinstance(meta, dict):
-        raise UserError(f"{path}/meta.json: not a JSON object")
+        raise UserError(f"{path}/meta.json: not JSON ({error})") from error
     if meta.get("format_version") != FORMAT_VERSION:
         raise UserError(f"{path}/meta.json: format_version {meta.get('format_version')}, this version reads 1")
     if missing := {"dtype", "splits", "tokenizer_hash", "hash"} - meta.keys():

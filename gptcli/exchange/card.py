@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import yaml
 from gptcli import __version__
 from gptcli.config.flops import count_params
 from gptcli.config.load import to_tree
-from gptcli.modeldir import ModelDir, read_json
+from gptcli.modeldir import ModelDir, read_json, write_json
 
 LINEAGE = "lineage.json"
 
@@ -27,7 +26,7 @@ class Lineage:
 
 
 def write_lineage(folder: Path, lineage: Lineage) -> None:
-    (folder / LINEAGE).write_text(json.dumps(asdict(lineage), indent=2) + "\n", "utf-8")
+    write_json(folder / LINEAGE, asdict(lineage))
 
 
 def read_lineage(checkpoint: Path) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from gptcli.errors import GptError, UserError
 from gptcli.exchange import check, gguf
 from gptcli.exchange.card import Lineage, model_card, read_lineage, write_lineage
 from gptcli.exchange.check import Proof
-from gptcli.exchange.foreign import Foreign, read_foreign, write_json
+from gptcli.exchange.foreign import Foreign, read_foreign
 from gptcli.files import publish_folder
 from gptcli.model.convert.families import Family, config_to, family_for, needs_zero_biases, with_zero_biases
 from gptcli.model.convert.layouts import to_theirs
@@ -25,11 +25,13 @@ from gptcli.modeldir import (
     CONFIG,
     WEIGHTS,
     ModelDir,
+    is_adapter,
     load_model,
     model_of,
     open_model_dir,
     read_weights,
     save_model,
+    write_json,
     write_tensors,
 )
 
@@ -80,7 +82,7 @@ def _prove_import(foreign: Foreign, folder: Path) -> Proof:
     source's tensors as they were read."""
     ids = check.probe_ids(foreign.config, foreign.tokenizer)
     ours = check.logits_of(load_model(open_model_dir(folder)), ids)
-    if foreign.format.startswith("Hugging Face") and check.has_transformers():
+    if foreign.hugging_face and check.has_transformers():
         return check.compare(ours, *check.transformers_logits(foreign.path, ids))
     theirs = check.logits_of(model_of(foreign.config, foreign.weights), ids)
     return check.compare(ours, theirs, "the tensors as read")
@@ -155,6 +157,14 @@ def export_gguf(checkpoint: Path, out: Path, *, dtype: str | None, check_logits:
         with contextlib.suppress(FileNotFoundError):
             work.unlink()
     return Transfer(out, "GGUF", count_params(config), proof, notes)
+
+
+def refuse_unmerged(checkpoint: Path, *, merge: bool) -> None:
+    if is_adapter(checkpoint) and not merge:
+        raise UserError(
+            f"{checkpoint}: holds an adapter; --merge exports it worked into its base "
+            "(peft reads the checkpoint as it is)"
+        )
 
 
 EXPORTS: dict[str, Callable[..., Transfer]] = {"hf": export_hugging_face, "gguf": export_gguf}

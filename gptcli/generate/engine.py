@@ -11,6 +11,7 @@ import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
+from gptcli.generate.compiled import CompiledDecode
 from gptcli.generate.processors import Processors
 from gptcli.generate.scheduler import DraftCounts, Request, Scheduler, Token, check_room
 from gptcli.generate.speculative import SpeculativeScheduler
@@ -62,11 +63,17 @@ class Engine:
         self.draft, self.draft_tokens = draft, draft_tokens
         self.device = model.wte.weight.device
         self._processors: OrderedDict[str, Processors] = OrderedDict()
+        self._decode: CompiledDecode | None = None
 
     def scheduler(self, max_rows: int) -> Scheduler | SpeculativeScheduler:
         if self.draft is not None:
             return SpeculativeScheduler(self.model, self.draft, self.draft_tokens, dtype=self.dtype)
-        return Scheduler(self.model, max_rows=max_rows, dtype=self.dtype)
+        return Scheduler(self.model, max_rows=max_rows, dtype=self.dtype, decode=self._decode)
+
+    def compile(self) -> None:
+        """Compile the step that gives each row a token (compiled.py): it takes seconds, at the first text of each size.
+        Raises UserError where there is no compiler."""
+        self._decode = CompiledDecode(self.model)
 
     def session(self, max_rows: int = MAX_ROWS) -> Session:
         return Session(self, max_rows)

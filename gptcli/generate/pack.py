@@ -56,10 +56,10 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.packed is None:
             y = F.linear(x, self.int8.to(x.dtype)) * self.scale.to(x.dtype)
-        else:
-            largest = x.abs().amax(-1, keepdim=True).clamp(min=1e-12)
-            y = self._product(x / largest, 1 / self.levels, self.levels + 1, self.packed) * largest
-        return y if self.bias is None else y + self.bias
+            return y if self.bias is None else y + self.bias
+        largest = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12)
+        y = self._product(x / largest, 1 / self.levels, self.levels + 1, self.packed)
+        return y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
 
     _product = staticmethod(torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.errors import UserError
-from gptcli.files import sync
+from gptcli.files import publish_text, read_object, sync
 
 TAIL = 1 << 16  # bytes looked at in one go for the end of the last whole row
 
@@ -96,22 +96,15 @@ def _show(value: Any) -> str:
 def _read_meta(path: Path) -> dict[str, Any]:
     file = meta_path(path)
     try:
-        tree = json.loads(file.read_text("utf-8"))
+        return read_object(file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: damaged ({error}); begin anew with --overwrite") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{file}: damaged (not a JSON object); begin anew with --overwrite")
-    return tree
 
 
 def _write_meta(path: Path, made_by: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    work = path.with_name(f".{path.name}.meta.tmp")
-    work.write_text(json.dumps(made_by, indent=2, ensure_ascii=False) + "\n", "utf-8")
-    sync(work)
-    os.replace(work, meta_path(path))
+    publish_text(meta_path(path), json.dumps(made_by, indent=2, ensure_ascii=False) + "\n")
 
 
 def _end_of_rows(file: IO[bytes]) -> int:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from gptcli.randomness import uniform
+
+SHORT_LIST = 1024  # tokens to look for a nucleus in, before longer lists are
+ROUNDING = 1e-5  # of sums of probabilities
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
@@ -24,15 +27,29 @@ def keep_top_p(logits: Tensor, p: float, mode: str = "hf") -> Tensor:
     mode "openai" is GPT-2's released sampler: the largest set whose mass is at most p, but never empty. It lacks
     the token that crosses p, and keeps what ties with its last one.
     """
-    ordered, index = logits.sort(dim=-1, descending=True, stable=True)
-    probs = ordered.softmax(-1)
-    mass = probs.cumsum(-1)
+    probs = logits.softmax(-1)
+    ordered, index = largest_first(probs, lambda best: best.sum(-1) > p + ROUNDING)
+    mass = ordered.cumsum(-1)
     if mode == "openai":
         last = ((mass <= p).sum(-1, keepdim=True) - 1).clamp(min=0)
-        return logits.masked_fill(logits < ordered.gather(-1, last), -torch.inf)
-    drop = mass - probs >= p  # the mass before this token is already enough
-    drop[..., 0] = False
-    return logits.masked_fill(drop.scatter(-1, index, drop), -torch.inf)
+        return logits.masked_fill(probs < ordered.gather(-1, last), -torch.inf)
+    keep = mass - ordered < p  # the mass before a dropped token is already enough
+    keep[..., 0] = True
+    return logits.masked_fill(~torch.zeros_like(logits, dtype=torch.bool).scatter(-1, index, keep), -torch.inf)
+
+
+def largest_first(x: Tensor, enough: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Values and indices of x (B, V) in falling order, equal ones by index; only so many of them that the values above
+    the last are `enough` (B, n) -> (B,) for each row. A vocabulary is sorted in 3 ms a row, its best 1024 in 0.3."""
+    n, V = SHORT_LIST, x.shape[-1]
+    while n < V:
+        best, index = x.topk(n)
+        if enough(best.masked_fill(best == best[..., -1:], 0.0)).all():
+            index, by_index = index.sort(dim=-1)
+            best, by_value = best.gather(-1, by_index).sort(dim=-1, descending=True, stable=True)
+            return best, index.gather(-1, by_value)
+        n *= 8
+    return x.sort(dim=-1, descending=True, stable=True)
 
 
 def keep_min_p(logits: Tensor, min_p: float) -> Tensor:
@@ -71,3 +88,12 @@ def choose(
     rows = zip(seeds, streams, positions, strict=True)
     numbers = [uniform(seed, "sample", stream, position) for seed, stream, position in rows]
     return draw(logits, torch.tensor(numbers, device=logits.device))
+
+
+def largest(scores: Tensor, top: int) -> list[list[tuple[int, float]]]:
+    """(place, score) of the `top` largest in each row of (B, V), largest first; of all where there are fewer."""
+    if top == 0:  # the usual case, at every token
+        return [[] for _ in scores]
+    best = scores.topk(min(top, scores.shape[-1]), dim=-1)
+    rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    return [list(zip(places, values, strict=True)) for places, values in rows]

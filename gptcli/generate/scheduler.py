@@ -12,10 +12,11 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
+from gptcli.generate.compiled import CompiledDecode, rounded
 from gptcli.generate.constrain import Constraint, keep_allowed
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
-from gptcli.generate.sampling import choose
+from gptcli.generate.sampling import choose, largest
 from gptcli.model import GPT, KVCache
 
 PREFILL_TOKENS = 8192  # of prompts read in one forward, padding included
@@ -111,8 +112,15 @@ class Scheduler:
     last row taking a freed place. A row's tokens do not depend on what runs beside it.
     """
 
-    def __init__(self, model: GPT, *, max_rows: int, dtype: torch.dtype = torch.float32) -> None:
-        self.model, self.max_rows = model, max_rows
+    def __init__(
+        self,
+        model: GPT,
+        *,
+        max_rows: int,
+        dtype: torch.dtype = torch.float32,
+        decode: CompiledDecode | None = None,
+    ) -> None:
+        self.model, self.max_rows, self._decode = model, max_rows, decode
         self.device, self.limit = model.wte.weight.device, model.config.context_length
         self._dtype = dtype
         self._cache: KVCache | None = None
@@ -142,8 +150,8 @@ class Scheduler:
         self._join()
         if not self._rows:
             return []
-        logits = torch.cat([self._read(start, stop) for start, stop in self._segments()])
-        tokens = self._choose(logits)
+        parts = [self._read(start, stop) for start, stop in self._segments()]
+        tokens = self._choose(parts[0] if len(parts) == 1 else torch.cat(parts))
         self._leave([i for i, token in enumerate(tokens) if token.finish_reason is not None])
         return tokens
 
@@ -155,9 +163,12 @@ class Scheduler:
         if not self._rows:
             return
         room = max(min(self.limit, len(r.request.ids) + r.request.params.max_new_tokens) for r in self._rows)
+        batch = len(self._rows)
+        if self._decode is not None:
+            batch, room = rounded(batch), min(self.limit, rounded(room))
         if self._cache is None:
-            self._cache = KVCache(self.model.config, len(self._rows), room, device=self.device, dtype=self._dtype)
-        self._cache.grow(len(self._rows), room)
+            self._cache = KVCache(self.model.config, batch, room, device=self.device, dtype=self._dtype)
+        self._cache.grow(batch, room)
 
     def _leave(self, places: Sequence[int]) -> None:
         """Free these rows. The last row moves into each hole."""
@@ -232,6 +243,8 @@ class Scheduler:
         cache = self._cache if whole else self._cache.rows(start, stop)
         fresh = [self._unread(i) for i in range(start, stop)]
         width = max(map(len, fresh))
+        if self._decode is not None and width == 1 and stop - start == len(self._rows):
+            return self._decode([ids[0] for ids in fresh], self._cache)
         mask = None
         if min(map(len, fresh)) < width:
             # padding needs room too, which the longest row may not have left
@@ -258,7 +271,9 @@ class Scheduler:
             index = torch.tensor(picked, device=self.device)[:, None]
             all_logprobs = logits.float().log_softmax(-1)
             logprobs = all_logprobs.gather(1, index)[:, 0].tolist()
-            tops = likeliest(all_logprobs, [row.request.top_logprobs for row in self._rows])
+            counts = [row.request.top_logprobs for row in self._rows]
+            best = largest(all_logprobs, max(counts))
+            tops = [row[:count] for row, count in zip(best, counts, strict=True)]
         tokens = []
         for row, token, logprob, top in zip(self._rows, picked, logprobs, tops, strict=True):
             reason = row.append(token)
@@ -292,13 +307,3 @@ class Scheduler:
             prompts = [len(row.request.ids) for row in rows]
             self._histories = {members: History([row.ids for row in rows], prompts, self.device)}
         return self._histories[members]
-
-
-def likeliest(logprobs: Tensor, counts: Sequence[int]) -> list[list[tuple[int, float]]]:
-    """Of each row of (B, V) its counts[i] likeliest tokens with their log-probabilities, best first."""
-    most = min(max(counts), logprobs.shape[-1])
-    if most == 0:
-        return [[] for _ in counts]
-    best = logprobs.topk(most, dim=-1)
-    rows = zip(best.indices.tolist(), best.values.tolist(), counts, strict=True)
-    return [list(zip(ids, values, strict=True))[:count] for ids, values, count in rows]

@@ -48,9 +48,3 @@ def layer_names(model: GPT) -> list[str]:
 def entropy(logits: Tensor) -> Tensor:
     """(...) nats, of logits (..., V)."""
     return torch.special.entr(logits.softmax(-1)).sum(-1)
-
-
-def likeliest(probabilities: Tensor, top: int) -> list[tuple[int, float]]:
-    """(token, probability) of the `top` largest of (V,)."""
-    best = probabilities.topk(min(top, len(probabilities)))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))

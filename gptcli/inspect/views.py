@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
+from gptcli.generate.sampling import largest
 from gptcli.inspect import picture
 from gptcli.inspect.analogies import Section, measure, read_questions, total
 from gptcli.inspect.capture import attention_weights, residual_stream
 from gptcli.inspect.page import attention_page
-from gptcli.inspect.predict import entropy, layer_names, lens, likeliest, next_logits, sampled_probabilities
+from gptcli.inspect.predict import entropy, layer_names, lens, next_logits, sampled_probabilities
 from gptcli.inspect.terminal import bars, columns, flow
-from gptcli.inspect.tokens import TokenTexts, find_word
+from gptcli.inspect.tokens import find_word
 from gptcli.inspect.words import WordSpace, nearest_rows, pca
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer.texts import TokenTexts
 
 MOST_ATTENDED = 5  # tokens a layer, in the terminal
 
@@ -37,7 +39,7 @@ def view_next(
 ) -> View:
     texts, logits = TokenTexts(tokenizer), next_logits(model, ids)
     sampled = sampled_probabilities(logits, params).tolist()
-    best = likeliest(logits.softmax(-1), top)
+    best = largest(logits.softmax(-1)[None], top)[0]
     nats, rest = float(entropy(logits)), max(0.0, 1 - sum(p for _, p in best))
     rows = [_token(texts, i) | {"probability": p, "sampled_probability": sampled[i]} for i, p in best]
     if out is not None:
@@ -102,8 +104,8 @@ def _one_layer(weights: Tensor, shown: Sequence[str], layer: int, heads: Sequenc
 def _many_layers(weights: Tensor, shown: Sequence[str], layers: Sequence[int], heads: Sequence[int]) -> list[str]:
     """weights (layers, heads, T): the most attended tokens of each layer, then each head's first choice."""
     table = [
-        [f"layer {layer}", *(cell for i, p in likeliest(mean, MOST_ATTENDED) for cell in (shown[i], f"{p:6.1%}"))]
-        for layer, mean in zip(layers, weights.mean(1), strict=True)
+        [f"layer {layer}", *(cell for i, p in best for cell in (shown[i], f"{p:6.1%}"))]
+        for layer, best in zip(layers, largest(weights.mean(1), MOST_ATTENDED), strict=True)
     ]
     lines = columns(table)
     if len(heads) > 1:
@@ -116,8 +118,8 @@ def _many_layers(weights: Tensor, shown: Sequence[str], layers: Sequence[int], h
 
 def _maxima(weights: Tensor, shown: Sequence[str], heads: Sequence[int], name: str = "heads") -> list[str]:
     """weights (heads, T)."""
-    best = [likeliest(row, 1)[0] for row in weights]
-    cells = [f"{head}: {shown[i]} {p:.0%}" for head, (i, p) in zip(heads, best, strict=True)]
+    best = largest(weights, 1)
+    cells = [f"{head}: {shown[i]} {p:.0%}" for head, [(i, p)] in zip(heads, best, strict=True)]
     return flow(cells, first=name)
 
 
@@ -198,7 +200,7 @@ def view_layers(model: GPT, tokenizer: Tokenizer, ids: Sequence[int], *, top: in
     texts, names = TokenTexts(tokenizer), layer_names(model)
     stream, _ = residual_stream(model, ids)
     logits = lens(model, stream[:, -1])
-    best = [likeliest(row.softmax(-1), top) for row in logits]
+    best = largest(logits.softmax(-1), top)
     nats = entropy(logits).tolist()
     if out is not None:
         _draw_lens(model, stream, [texts.shown(i) for i in ids], texts, out)

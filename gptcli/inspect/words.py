@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gptcli.errors import UserError
-from gptcli.inspect.tokens import TokenTexts
+from gptcli.generate.sampling import largest
 from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer.texts import TokenTexts
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -23,8 +24,7 @@ def nearest_rows(table: Tensor, query: Tensor, *, top: int, exclude: Collection[
     """(row, cosine) of the rows of `table` (V, C), of unit length, that are closest to `query` (C,)."""
     cosines = table @ unit(query)
     cosines[list(exclude)] = -torch.inf
-    best = cosines.topk(min(top, len(table) - len(exclude)))
-    return list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    return largest(cosines[None], min(top, len(table) - len(exclude)))[0]
 
 
 def pca(points: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gptcli.config.schema import ModelConfig
-from gptcli.model.kv_cache import CacheStep, KVCache
+from gptcli.model.kv_cache import Cache, CacheStep
 from gptcli.model.positions import alibi_slopes, rotate
 
 
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         x: Tensor,
         see: Visibility,
         rotary: tuple[Tensor, Tensor] | None,
-        cache: KVCache | None,
+        cache: Cache | None,
         step: CacheStep | None,
     ) -> Tensor:
         B, T, C = x.shape

@@ -142,3 +142,30 @@ class KVCache:
                 kind[layer][: self.batch, :, :longest] = stored[:, :, :longest]
         self._lengths += [0] * (batch - self.batch)
         self.batch, self.capacity = batch, capacity
+
+
+class FixedSlots:
+    """A cache's memory for one token per row, the slots (B, 1) given as a tensor.
+
+    Its shapes do not depend on what it holds, so a forward with it can be compiled once: all slots are read, and
+    those beyond a row's own are masked.
+    """
+
+    def __init__(self, k: list[Tensor], v: list[Tensor], slots: Tensor) -> None:
+        self.k, self.v, self.slots = k, v, slots
+        self.capacity = k[0].shape[2] - 1
+
+    def begin(self, tokens: Tensor, attention_mask: Tensor | None) -> CacheStep:
+        assert attention_mask is None
+        return CacheStep(self.slots, [], 0, self.capacity, False, None)
+
+    def update(self, layer: int, k: Tensor, v: Tensor, step: CacheStep) -> tuple[Tensor, Tensor]:
+        for stored, new in ((self.k[layer], k), (self.v[layer], v)):
+            stored.scatter_(2, step.slots[:, None, :, None].expand_as(new), new.to(stored.dtype))
+        return self.k[layer][:, :, : self.capacity], self.v[layer][:, :, : self.capacity]
+
+    def advance(self, step: CacheStep) -> None:
+        """Whoever made the slots counts the lengths."""
+
+
+Cache = KVCache | FixedSlots

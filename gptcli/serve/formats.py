@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from gptcli.generate import Completion
 from gptcli.serve.logprobs import TokenView, chat_logprobs, completion_logprobs
@@ -14,10 +15,12 @@ from gptcli.serve.logprobs import TokenView, chat_logprobs, completion_logprobs
 _ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
-class Format:
+class Format(ABC):
     """One answer's identity, and the shapes that are common to both APIs."""
 
-    prefix = kind = chunk_kind = ""
+    prefix: ClassVar[str]
+    kind: ClassVar[str]
+    chunk_kind: ClassVar[str]
 
     def __init__(self, model: str, *, with_logprobs: bool, with_usage: bool) -> None:
         self.with_logprobs, self.with_usage = with_logprobs, with_usage
@@ -50,14 +53,17 @@ class Format:
     def _logprobs(self, tokens: Sequence[TokenView]) -> dict[str, Any] | None:
         return self._shape(tokens) if self.with_logprobs else None
 
+    @abstractmethod
     def _text(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """A whole answer's text."""
 
+    @abstractmethod
     def _delta(self, text: str) -> dict[str, Any]:
-        raise NotImplementedError
+        """A chunk's text."""
 
+    @abstractmethod
     def _shape(self, tokens: Sequence[TokenView]) -> dict[str, Any]:
-        raise NotImplementedError
+        """The tokens' log-probabilities."""
 
 
 class CompletionFormat(Format):

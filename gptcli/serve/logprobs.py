@@ -9,6 +9,7 @@ from typing import Any
 from gptcli.generate.scheduler import Token
 from gptcli.tokenizer import StreamDecoder, Tokenizer
 from gptcli.tokenizer.stream import REPLACEMENT
+from gptcli.tokenizer.texts import TokenTexts
 
 
 @dataclass(frozen=True)
@@ -21,23 +22,18 @@ class TokenView:
     top: Sequence[tuple[str, float]]
 
 
-class TokenTexts:
+class TokenViews:
     """Views of the tokens of one text, in their order."""
 
-    def __init__(self, tokenizer: Tokenizer, context: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer, context=context)
+    def __init__(self, tokenizer: Tokenizer, texts: TokenTexts, context: Sequence[int] = ()) -> None:
+        self._texts, self._decoder = texts, StreamDecoder(tokenizer, context=context)
         self._offset = 0
 
     def push(self, token: Token) -> TokenView:
-        top = [(self._text(i), logprob) for i, logprob in token.top]
-        view = TokenView(self._text(token.id), self._offset, token.logprob, top)
+        top = [(self._texts.text(i), logprob) for i, logprob in token.top]
+        view = TokenView(self._texts.text(token.id), self._offset, token.logprob, top)
         self._offset += len(self._decoder.push(token.id))
         return view
-
-    def _text(self, token: int) -> str:
-        """What the token adds to a text. The first of its kind may lack the space before it, the second does not."""
-        return self._tokenizer.decode([token, token])[len(self._tokenizer.decode([token])) :]
 
 
 def completion_logprobs(tokens: Iterable[TokenView]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
@@ -17,7 +18,7 @@ TokenId = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,9}$")]
 Stop = str | Annotated[list[str], Field(max_length=16)]
 
 
-class Request(BaseModel):
+class Request(BaseModel, ABC):
     """What both kinds of request share."""
 
     # strict: "5" is no number, as with OpenAI
@@ -48,9 +49,13 @@ class Request(BaseModel):
         return bool(self.stream_options and self.stream_options.include_usage)
 
     @property
+    @abstractmethod
     def top_logprobs_wanted(self) -> int | None:
         """Likeliest tokens to tell of at each place; None: no log-probabilities at all."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def refuse(self) -> None:
+        """Raises UserError for what no model here can do."""
 
     @property
     def wanted_tokens(self) -> int | None:
@@ -124,7 +129,6 @@ class CompletionRequest(Request):
         return self.logprobs
 
     def refuse(self) -> None:
-        """Raises UserError for what no model here can do."""
         if self.suffix:
             raise UserError("suffix: this server only continues a prompt")
         drawn, wanted = self.best_of or self.n or 1, self.n or 1
@@ -173,7 +177,6 @@ class ChatRequest(Request):
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
     def refuse(self) -> None:
-        """Raises UserError for what no model here can do."""
         for name in ("tools", "functions"):
             if getattr(self, name):
                 raise UserError(f"{name}: models here do not call functions; leave it out")
@@ -200,20 +203,30 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-class CompletionChoice(BaseModel):
-    text: str
+class Choice(BaseModel):
+    """What both kinds of choice share."""
+
     index: int
     logprobs: dict[str, Any] | None
     finish_reason: Literal["stop", "length"]
 
 
-class CompletionResponse(BaseModel):
+class Answer(BaseModel):
+    """What both kinds of answer share."""
+
     id: str
-    object: Literal["text_completion"]
     created: int
     model: str
-    choices: list[CompletionChoice]
     usage: Usage
+
+
+class CompletionChoice(Choice):
+    text: str
+
+
+class CompletionResponse(Answer):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
 
 
 class AnswerMessage(BaseModel):
@@ -221,20 +234,13 @@ class AnswerMessage(BaseModel):
     content: str
 
 
-class ChatChoice(BaseModel):
-    index: int
+class ChatChoice(Choice):
     message: AnswerMessage
-    logprobs: dict[str, Any] | None
-    finish_reason: Literal["stop", "length"]
 
 
-class ChatResponse(BaseModel):
-    id: str
+class ChatResponse(Answer):
     object: Literal["chat.completion"]
-    created: int
-    model: str
     choices: list[ChatChoice]
-    usage: Usage
 
 
 class ModelCard(BaseModel):

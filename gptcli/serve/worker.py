@@ -16,7 +16,8 @@ from gptcli.errors import GptError
 from gptcli.generate import Completion, Engine
 from gptcli.generate.engine import Piece, Session
 from gptcli.generate.scoring import score_prompt
-from gptcli.serve.logprobs import TokenTexts, TokenView
+from gptcli.serve.logprobs import TokenView, TokenViews
+from gptcli.tokenizer.texts import TokenTexts
 
 log = logging.getLogger(__name__)
 PACE = 0.04  # seconds between deliveries: nobody sees a finer one, and each costs as much as a small model's step
@@ -82,7 +83,7 @@ class _Row:
     call: Call
     index: int
     job: Job
-    texts: TokenTexts | None = None
+    views: TokenViews | None = None
 
 
 @dataclass
@@ -106,6 +107,7 @@ class Worker:
     def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._session: Session = self.engine.session(self.max_rows)
+        self._texts = TokenTexts(self.engine.require_tokenizer())
         self._thread = threading.Thread(target=self._run, name="gpt-serve-worker", daemon=True)
         self._thread.start()
 
@@ -204,9 +206,10 @@ class Worker:
     def _begin(self, row: _Row) -> None:
         job, scored = row.job, []
         if job.top_logprobs is not None:
-            row.texts = TokenTexts(self.engine.require_tokenizer(), job.ids if job.echo is None else ())
+            context = job.ids if job.echo is None else ()
+            row.views = TokenViews(self.engine.require_tokenizer(), self._texts, context)
             if job.echo is not None:
-                scored = [row.texts.push(token) for token in score_prompt(self.engine, job.ids, job.top_logprobs)]
+                scored = [row.views.push(token) for token in score_prompt(self.engine, job.ids, job.top_logprobs)]
         if job.echo is not None:
             self._send([(row.call, Event(row.index, job.echo, scored, None))])
         if job.params.max_new_tokens == 0:  # only the prompt was asked about
@@ -231,8 +234,8 @@ class Worker:
         assert isinstance(row, _Row)
         before = self._pending.get(row, Event(row.index, "", (), None))
         tokens = list(before.tokens)
-        if row.texts is not None and piece.token.finish_reason != "eos":
-            tokens.append(row.texts.push(piece.token))
+        if row.views is not None and piece.token.finish_reason != "eos":
+            tokens.append(row.views.push(piece.token))
         if piece.completion is not None:
             self._forget(row)
         self._pending[row] = Event(row.index, before.text + piece.text, tokens, piece.completion)

@@ -47,7 +47,7 @@ def byte_tokenizer() -> Tokenizer:
 
 def char_tokenizer(texts: Iterable[str]) -> Tokenizer:
     """One id per character seen, in order of code point, then end-of-text. A character not seen is an error
-    when encoding (see `check_encodable`)."""
+    when encoding (see `Tokenizer.encode`)."""
     seen: set[str] = set()
     for text in texts:
         seen.update(text)

@@ -8,7 +8,6 @@ RUN/latest, RUN/best            symlinks to one of them
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ from torch import Tensor
 
 from gptcli.errors import GptError, UserError
 from gptcli.files import publish_folder, sync
-from gptcli.modeldir import CONFIG, read_json, read_tensors, write_tensors
+from gptcli.modeldir import CONFIG, read_json, read_tensors, write_json, write_tensors
 from gptcli.train.state import TrainState
 
 FORMAT_VERSION = 1
@@ -61,7 +60,7 @@ def save_checkpoint(run_dir: Path, training: Training, write_model: Callable[[Pa
             "source": {name: value for name, value in training.source.items() if name not in tensors},
             **training.facts,
         }
-        (work / TRAINING / "state.json").write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+        write_json(work / TRAINING / "state.json", tree)
         _write_manifest(work)
 
     try:
@@ -162,8 +161,7 @@ def _point(link: Path, name: str) -> None:
 
 def _write_manifest(folder: Path) -> None:
     files = {str(p.relative_to(folder)): digest_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    text = json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=2)
-    (folder / TRAINING / "manifest.json").write_text(text + "\n", "utf-8")
+    write_json(folder / TRAINING / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
 
 
 def digest_of(file: Path) -> str:

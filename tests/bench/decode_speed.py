@@ -74,6 +74,7 @@ def make_racers(shape: str, folder: Path, only: set[str]) -> dict[str, Callable[
         "ours fp32": lambda: ours(pack(copy.deepcopy(model))),
         "ours int8": lambda: ours(pack(copy.deepcopy(model), int8=True)),
         "ours unpacked": lambda: ours(model),
+        "ours compiled": lambda: ours(copy.deepcopy(model), compile=True),
         "transformers": lambda: transformers_racer(folder / "hf"),
         "ctranslate2 fp32": lambda: ctranslate2_racer(folder, "float32"),
         "ctranslate2 int8": lambda: ctranslate2_racer(folder, "int8"),
@@ -94,11 +95,13 @@ def prompts(batch: int, vocab: int) -> list[list[int]]:
     return torch.randint(0, min(vocab, 2000), (batch, PROMPT), generator=generator).tolist()
 
 
-def ours(model: GPT) -> Callable[[int], None]:
-    params = SamplingParams(max_new_tokens=NEW, top_k=TOP_K, ignore_eos=True)
+def ours(model: GPT, *, compile: bool = False) -> Callable[[int], None]:
+    params, engine = SamplingParams(max_new_tokens=NEW, top_k=TOP_K, ignore_eos=True), Engine(model)
+    if compile:
+        engine.compile()
 
     def run(batch: int) -> None:
-        made = sum(1 for _ in Engine(model).tokens(prompts(batch, model.vocab_size), params, logprobs=False))
+        made = sum(1 for _ in engine.tokens(prompts(batch, model.vocab_size), params, logprobs=False))
         assert made == batch * NEW
 
     return run

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Tiny, gpt
 
-VERBS = ("tokenize", "pretrain", "generate", "serve", "eval", "plan", "recipes", "inspect", "import", "export")
+VERBS = ("tokenize", "pretrain", "generate", "serve", "eval", "score", "plan", "recipes", "inspect", "import", "export")
 
 
 @pytest.fixture(scope="module")

@@ -122,6 +122,7 @@ def test_bad_lines_are_listed_and_counted(trained: Path) -> None:
     [
         (["x", "-i", "p.jsonl"], "each line is a prompt"),
         (["-i", "p.jsonl", "--samples", "2"], "--samples"),
+        (["-i", "p.jsonl", "--draft", "runs/tiny"], "--draft: speeds up one text"),
         (["-o", "out.jsonl"], "belong to -i"),
         (["-i", "nowhere.jsonl"], "nowhere.jsonl: No such file"),
         (["-i", "p.jsonl", "-o", "p.jsonl"], "is the input"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import gpt
+from tests.conftest import Finished, gpt
 
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
@@ -68,6 +68,21 @@ def test_mistakes_are_one_line(model: Path) -> None:
     taken_ = f"gpt: cannot listen on 127.0.0.1 port {port}: Address already in use; try another --port or --host\n"
     assert done.err == taken_
     assert "no tokenizer" in gpt("serve", "-c", without_tokenizer(model), "--port", "0").err
+
+
+def test_int8_serves_what_gpt_generate_writes(model: Path) -> None:
+    def offline(*options: str) -> Finished:
+        return gpt(
+            "generate", "-c", model, "ab", "--max-new-tokens", "9", "--seed", "3", "--logprobs", "--json", *options
+        )
+
+    body = {"prompt": "ab", "max_tokens": 9, "seed": 3, "logprobs": 0}
+    with gpt_serve("-c", model, "--int8") as (port, _):
+        choice = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json=body).json()["choices"][0]
+    packed, full = offline("--int8").json(), offline().json()
+    assert choice["text"] == packed["text"]
+    assert choice["logprobs"]["token_logprobs"] == pytest.approx(packed["logprobs"], abs=1e-5)
+    assert packed["logprobs"] != pytest.approx(full["logprobs"], abs=1e-4)
 
 
 def without_tokenizer(model: Path) -> Path:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from gptcli.config.schema import SamplingParams
+from gptcli.generate import sampling
 from gptcli.generate.processors import Processors
-from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical
+from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, largest
 
 
 def logits_of(*probs: float) -> torch.Tensor:
@@ -148,3 +149,25 @@ def test_temperature_zero_is_greedy() -> None:
     params = SamplingParams(temperature=0.0, top_k=3, top_p=0.1)
     processed = Processors(params, 50)(logits, None)
     assert torch.equal(choose(processed, 0.0, [0] * 8, range(8), range(8)), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_a_nucleus_is_the_same_looked_for_in_a_short_list_or_in_all(p: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with ties at its border, and for rows of which one needs a longer list than the other."""
+    rows = torch.randn(3, 400, dtype=torch.float64)
+    logits = torch.stack([rows[0] * 6, rows[1] * 0.1, (rows[2] * 2).round()])
+    for mode in ("hf", "openai"):
+        monkeypatch.setattr(sampling, "SHORT_LIST", 1000)
+        whole = keep_top_p(logits, p, mode)
+        for short in (1, 4, 50):
+            monkeypatch.setattr(sampling, "SHORT_LIST", short)
+            assert torch.equal(keep_top_p(logits, p, mode), whole)
+            alone = torch.cat([keep_top_p(row[None], p, mode) for row in logits])
+            assert torch.equal(alone, whole)
+
+
+def test_largest_gives_no_more_than_there_is() -> None:
+    rows = torch.tensor([[0.25, 0.75], [0.5, 0.125]])
+    assert largest(rows, 9) == [[(1, 0.75), (0, 0.25)], [(0, 0.5), (1, 0.125)]]
+    assert largest(rows, 1) == [[(1, 0.75)], [(0, 0.5)]]
+    assert largest(rows, 0) == [[], []]

@@ -9,7 +9,7 @@ import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.inspect.capture import residual_stream
-from gptcli.inspect.predict import entropy, layer_names, lens, likeliest, next_logits, sampled_probabilities
+from gptcli.inspect.predict import entropy, layer_names, lens, next_logits, sampled_probabilities
 from tests.model.test_gpt import SHAPES, make, tokens
 
 IDS = tokens(1, 20)[0].tolist()
@@ -62,7 +62,3 @@ def test_entropy_by_hand() -> None:
 def test_what_sampling_makes_of_it(sampling: dict[str, float], expected: list[float]) -> None:
     logits = torch.tensor([0.5, 0.3, 0.2]).log()
     assert sampled_probabilities(logits, SamplingParams(**sampling)).tolist() == pytest.approx(expected)
-
-
-def test_likeliest_gives_no_more_than_there_is() -> None:
-    assert likeliest(torch.tensor([0.25, 0.75]), 9) == [(1, 0.75), (0, 0.25)]

@@ -1,4 +1,4 @@
-"""A server in a thread or a process, and clients that cost little: asyncio and the bytes of HTTP."""
+"""A server in a thread or a process, and its clients; those for load cost little: asyncio and the bytes of HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,6 +23,13 @@ from gptcli.generate import Engine
 from gptcli.model import GPT
 from gptcli.modeldir import save_model
 from gptcli.tokenizer.build import byte_tokenizer
+
+if TYPE_CHECKING:
+    import httpx
+
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
+HI = [{"role": "user", "content": "Hi"}]
+PLAIN_HI = "User: Hi\nAssistant:"
 
 SHAPE = {"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 257, "init_std": 0.2, "context_length": 128}
 
@@ -90,6 +97,22 @@ def gpt_serve(*arguments: str | Path, **env: str) -> Iterator[tuple[int, subproc
     finally:
         process.kill()
         process.communicate()
+
+
+def post(client: httpx.Client, path: str, **body: Any) -> dict[str, Any]:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def refused(client: httpx.Client, path: str, status: int = 400, **body: Any) -> dict[str, Any]:
+    # json.dumps writes half a surrogate pair as an escape, which httpx cannot
+    answer = client.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    error = answer.json()["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert "\n" not in error["message"]
+    return error
 
 
 def wait_until(condition: Any, seconds: float = 20.0) -> None:

@@ -44,6 +44,7 @@ class Family:
     dropout_keys: tuple[str, ...] = ()
     refused: Mapping[str, Any] = field(default_factory=dict)  # their key -> the only value that can be had here
     buffers: str = r"$^"  # regular expression of tensors in files that are no weights
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # their key -> its value where config.json leaves it out
 
 
 _GPT2_KEYS = {
@@ -78,6 +79,7 @@ FAMILIES: dict[str, Family] = {
             _GPT_DROPOUTS,
             {"scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False},
             r"h\.\d+\.attn\.(bias|masked_bias)",
+            defaults={"activation_function": "gelu_new", "tie_word_embeddings": True, "layer_norm_epsilon": 1e-5},
         ),
         Family(
             "openai-gpt",
@@ -96,6 +98,7 @@ FAMILIES: dict[str, Family] = {
             {"gelu": "gelu_tanh", "relu": "relu"},  # its "gelu" is the tanh form
             _GPT_DROPOUTS,
             buffers=r"h\.\d+\.attn\.bias|position_ids",
+            defaults={"afn": "gelu", "layer_norm_epsilon": 1e-5},
         ),
         Family(
             "gpt_neo",
@@ -117,6 +120,7 @@ FAMILIES: dict[str, Family] = {
             GELU_NAMES,
             ("resid_dropout", "embed_dropout", "attention_dropout"),
             buffers=r"h\.\d+\.attn\.attention\.(bias|masked_bias)",
+            defaults={"activation_function": "gelu_new", "tie_word_embeddings": True, "window_size": 256},
         ),
         Family(
             "llama",
@@ -147,16 +151,10 @@ FAMILIES: dict[str, Family] = {
             ("attention_dropout",),
             {"attention_bias": False, "mlp_bias": False},
             r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",
+            defaults={"hidden_act": "silu", "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
         ),
     )
 }
-# What a config.json may leave out, where the type's default is not our own.
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "gpt2": {"activation_function": "gelu_new", "tie_word_embeddings": True, "layer_norm_epsilon": 1e-5},
-    "openai-gpt": {"afn": "gelu", "layer_norm_epsilon": 1e-5},
-    "gpt_neo": {"activation_function": "gelu_new", "tie_word_embeddings": True, "window_size": 256},
-    "llama": {"hidden_act": "silu", "tie_word_embeddings": False, "rms_norm_eps": 1e-6, "rope_theta": 10000.0},
-}  # fmt: skip
 
 
 # ---- from theirs ----------------------------------------------------------------------------------------------
@@ -171,7 +169,7 @@ def family_of(tree: Mapping[str, Any], where: str) -> Family:
 
 def config_from(family: Family, tree: Mapping[str, Any], where: str) -> ModelConfig:
     """Our config of their config.json. Raises UserError naming the key that is missing or cannot be had."""
-    tree = {**DEFAULTS[family.model_type], **tree}
+    tree = {**family.defaults, **tree}
     for name, only in family.refused.items():
         if tree.get(name, only) != only:
             raise UserError(f"{where}: {name}: {tree[name]!r} is not supported, only {only!r}")

@@ -1,0 +1,80 @@
+"""The compiled step: the same tokens as without, rows joining and leaving, the view sliding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gptcli.config.gpus import has_cpp_compiler
+from gptcli.config.schema import ModelConfig, SamplingParams
+from gptcli.errors import UserError
+from gptcli.generate import Engine
+from gptcli.generate.compiled import CompiledDecode, rounded
+from gptcli.model import GPT, KVCache
+from gptcli.model.kv_cache import FixedSlots
+from tests.conftest import Tiny, gpt
+
+
+def make(**shape: object) -> GPT:
+    base = {"n_layer": 2, "n_head": 2, "n_embd": 32, "context_length": 32, "vocab_size": 70, "init_std": 0.3}
+    model = GPT(ModelConfig(**{**base, **shape}))  # type: ignore[arg-type]
+    model.init_weights(0)
+    return model.eval()
+
+
+SHAPES = [
+    {},
+    {"position": "rope", "n_kv_head": 1, "activation": "swiglu"},
+    {"attention_pattern": "alternating", "band_width": 4},
+    {"position": "alibi"},
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fixed_slots_are_the_cache(shape: dict[str, object]) -> None:
+    model = make(**shape)
+    prompts = [[1, 2, 3, 4, 5], [6], [7, 8]]
+    with torch.inference_mode():
+        cache = KVCache(model.config, 4, 16)
+        for row, ids in enumerate(prompts):
+            model(torch.tensor([ids]), cache=cache.rows(row, row + 1))
+        fixed = FixedSlots(
+            [k.clone() for k in cache.k], [v.clone() for v in cache.v], torch.tensor([[5], [1], [2], [0]])
+        )
+        tokens = torch.tensor([[9], [10], [11], [0]])
+        plain = model(tokens, cache=cache, last_only=True).logits
+        ours = model(tokens, cache=fixed, last_only=True).logits
+    torch.testing.assert_close(ours[:3], plain[:3], atol=1e-5, rtol=1e-5)
+
+
+def test_sizes_are_few() -> None:
+    assert [rounded(n) for n in (1, 2, 16, 17, 64, 65)] == [1, 16, 16, 32, 64, 128]
+
+
+def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"no C\+\+ compiler"):
+        CompiledDecode(make())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+def test_compiled_texts_are_the_same() -> None:
+    model = make()
+    plain, compiled = Engine(model), Engine(model)
+    compiled.compile()
+    prompts = [[1, 2, 3], [4], list(range(20)), [7, 7, 7]]
+    params = SamplingParams(max_new_tokens=40, top_k=20)
+    expected = {(t.key, t.id) for t in plain.tokens(prompts, params)}
+    assert {(t.key, t.id) for t in compiled.tokens(prompts, params)} == expected
+    # two rows at a time: others join as these end
+    assert {(t.key, t.id) for t in compiled.tokens(prompts, params, max_rows=2)} == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+def test_the_command_line(tiny: Tiny) -> None:
+    tiny.train("train.max_steps=2")
+    arguments = ("generate", "line", "-c", tiny.run_dir, "--max-new-tokens", "30", "--seed", "3")
+    assert gpt(*arguments, "--compile").out == gpt(*arguments).out
