@@ -1,4 +1,4 @@
-"""What a trained model gets afterwards: a longer context, rows for new tokens, a head of its own for a task."""
+"""What a trained model gets afterwards: a longer context, rows for new tokens, other scalar heads."""
 
 from __future__ import annotations
 
@@ -98,3 +98,20 @@ def fresh(purpose: str, shape: tuple[int, ...], seed: int) -> Tensor:
     """N(0, 0.02), the same for the same seed."""
     generator = torch.Generator().manual_seed(derive(seed, purpose))
     return torch.empty(shape).normal_(0.0, NEW_STD, generator=generator)
+
+
+def with_heads(
+    config: ModelConfig, weights: Mapping[str, Tensor], heads: Mapping[str, float], seed: int
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights with exactly these heads of width 1. One that is there already keeps its weights; a new one
+    gets bias 0 and weights of this standard deviation, drawn from the seed."""
+    out = {name: t for name, t in weights.items() if not name.startswith("scalar_heads.")}
+    for name, std in heads.items():
+        weight, bias = f"scalar_heads.{name}.weight", f"scalar_heads.{name}.bias"
+        if config.scalar_heads.get(name) == 1:
+            out |= {weight: weights[weight], bias: weights[bias]}
+        else:
+            generator = torch.Generator().manual_seed(derive(seed, f"init {weight}"))
+            out[weight] = std * torch.randn(1, config.n_embd, generator=generator)
+            out[bias] = torch.zeros(1)
+    return dataclasses.replace(config, scalar_heads=dict.fromkeys(heads, 1)), out

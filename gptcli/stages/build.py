@@ -27,6 +27,8 @@ from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
 
 R = TypeVar("R", bound=Recipe)
+Weights = dict[str, torch.Tensor]
+Adapt = Callable[[ModelConfig, Weights], tuple[ModelConfig, Weights]]
 
 
 def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
@@ -81,10 +83,12 @@ def pinned(recipe: R) -> R:
     return dataclasses.replace(recipe, init_from=str(find_checkpoint(recipe.init_from)))
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]) -> GPT:
+def build_model(
+    recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None], adapt: Adapt | None = None
+) -> GPT:
     """A fresh model from the recipe's seed, or one that starts from other weights (init_from)."""
     if recipe.init_from is not None:
-        return _model_from(recipe, recipe.init_from, tokenizer, runtime, say)
+        return _model_from(recipe, recipe.init_from, tokenizer, runtime, say, adapt)
     config = resolve_model_config(recipe, tokenizer)
     refuse_what_cannot_fit(config, recipe, runtime)
     with torch.device("meta"):
@@ -95,7 +99,12 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Cal
 
 
 def _model_from(
-    recipe: Recipe, init_from: str, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]
+    recipe: Recipe,
+    init_from: str,
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+    say: Callable[[str], None],
+    adapt: Adapt | None,
 ) -> GPT:
     """Another checkpoint's weights, its context stretched if the recipe asks for that, its vocabulary grown to the
     tokenizer's; with lora, frozen beside what is trained."""
@@ -115,6 +124,8 @@ def _model_from(
         larger = max(tokenizer.vocab_size, config.vocab_size)
         config, weights = extend_vocab(dataclasses.replace(config, vocab_size=known), weights, larger)
         say(f"{init_from}: {tokenizer.vocab_size - known} new tokens; their embeddings begin as the mean of all")
+    if adapt is not None:
+        config, weights = adapt(config, weights)
     refuse_what_cannot_fit(config, recipe, runtime)
     model = model_of(config, weights, device=runtime.device).train()
     if recipe.lora is not None:
@@ -154,14 +165,15 @@ def pick_plan(
     dtype: torch.dtype,
     examples: int | None = None,
     example_tokens: int | None = None,
+    texts_per_row: int = 1,
 ) -> TrainPlan:
     """The computed plan, micro_batch_size chosen by the memory there is if it is auto.
 
-    Where rows are examples: how many an epoch has, and the tokens of the longest."""
+    Where rows are examples: how many an epoch has, the tokens of the longest, and how many texts are read for a row."""
     on_cpu = runtime.device.type == "cpu"
     step = StepShape(
         rows=1,
-        seq_len=example_tokens or recipe.train.seq_len or config.context_length,
+        seq_len=texts_per_row * (example_tokens or recipe.train.seq_len or config.context_length),
         half=dtype != torch.float32,
         on_cpu=on_cpu,
         optimizer=recipe.optim.name,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gptcli.config.schema import Recipe
 from gptcli.contracts import Batch, BatchSource, Objective
 from gptcli.dist.runtime import Runtime
 from gptcli.dist.wrap import parallelize
-from gptcli.errors import GptError
+from gptcli.errors import GptError, UserError
 from gptcli.generate import Engine, complete
 from gptcli.generate.engine import Prompt
 from gptcli.generate.processors import Processors
@@ -42,7 +42,7 @@ class TrainingRun:
     """The built parts of a stage; `execute` trains and returns the summary that --json prints.
 
     A stage may validate by figures of its own (`measure`: val_loss and others) instead of the objective's loss on
-    `held_out`, and put files of its own beside the model (`beside`).
+    `held_out`, log more of a step (`figures`), and put files of its own beside the model (`beside`).
     """
 
     recipe: Recipe
@@ -61,6 +61,7 @@ class TrainingRun:
     sample_prompt: Prompt | None = None  # left out: train.sample_prompt as it is
     resumed: Training | None = None
     measure: Callable[[], dict[str, Any]] | None = None
+    figures: Callable[[], Mapping[str, float]] = dict
     beside: Callable[[Path], None] | None = None
     state: TrainState = field(default_factory=TrainState)
 
@@ -88,6 +89,9 @@ class TrainingRun:
         try:
             with self.console:
                 self._train()
+        except UserError:  # between two steps, from a source that left everything as the last step made it
+            self._save()
+            raise
         finally:
             self._close_loggers()
         return self._finish()
@@ -166,6 +170,7 @@ class TrainingRun:
         }
         for name, value in result.metric_sums.items():
             self._row[name] = self.runtime.all_sum(value).item() / max(result.weight, 1.0)
+        self._row |= self.figures()
         self._row |= self._validated
         self._validated = {}
         if not math.isfinite(loss):
@@ -197,13 +202,13 @@ class TrainingRun:
         if self.state.best_step == result.step:
             self._save(result)
 
-    def _save(self, result: StepResult) -> None:
-        if self._saved_step == result.step:
+    def _save(self, result: StepResult | None = None) -> None:
+        if self._saved_step == self.state.step:
             return
-        self._saved_step = result.step
+        self._saved_step = self.state.step
         with self._not_training():
             if self.runtime.is_main:
-                best = self.state.best_step == result.step
+                best = self.state.best_step == self.state.step
                 save_checkpoint(self.run_dir, self._training(), self._write_model, best=best)
                 prune(self.run_dir, self.recipe.train.save_every, self.recipe.train.keep_last)
             self.runtime.barrier()
@@ -221,6 +226,11 @@ class TrainingRun:
         return Training(self.state, self.source.state_dict(), optimizer, facts)
 
     def _write_model(self, folder: Path) -> None:
+        self._write_weights(folder)
+        if self.beside is not None:
+            self.beside(folder)
+
+    def _write_weights(self, folder: Path) -> None:
         config, lora = self.model.config, self.recipe.lora
         if lora is None:
             save_model(folder, config, dict(self.model.named_parameters()), self.tokenizer)
