@@ -14,11 +14,11 @@ from gptcli.config.schema import (
     PPORecipe,
     Recipe,
     RewardBlock,
-    RolloutBlock,
     SamplingParams,
     SFTRecipe,
     TrainBlock,
 )
+from gptcli.config.tuning import RolloutBlock
 from gptcli.errors import UserError
 
 

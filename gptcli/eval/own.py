@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from gptcli.config.keys import key
 from gptcli.config.load import build, read_yaml
-from gptcli.config.schema import key
 from gptcli.data.sources import HUB
 from gptcli.errors import UserError
 from gptcli.eval.task import Item, Row, Shape, Task, answer_item, choice_item, word_item

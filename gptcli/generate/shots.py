@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from gptcli.config.keys import key
 from gptcli.config.load import build, read_yaml
-from gptcli.config.schema import key
 from gptcli.data.examples import ExampleReader
 from gptcli.errors import UserError, nearest
 from gptcli.randomness import Permutation, derive

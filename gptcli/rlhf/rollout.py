@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gptcli.config.plan import TrainPlan
-from gptcli.config.schema import RolloutBlock, SamplingParams
+from gptcli.config.schema import SamplingParams
+from gptcli.config.tuning import RolloutBlock
 from gptcli.contracts import IGNORE_INDEX, Batch
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError

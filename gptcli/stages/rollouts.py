@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from gptcli.config.schema import GRPORecipe, PPORecipe, RolloutBlock
+from gptcli.config.schema import GRPORecipe, PPORecipe
+from gptcli.config.tuning import RolloutBlock
 from gptcli.contracts import Objective
 from gptcli.dist.runtime import Runtime, pick_precision
 from gptcli.errors import UserError

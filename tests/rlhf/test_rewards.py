@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptcli.config.schema import ModelConfig, RolloutBlock, SamplingParams
+from gptcli.config.schema import ModelConfig, SamplingParams
+from gptcli.config.tuning import RolloutBlock
 from gptcli.model import GPT
 from gptcli.modeldir import save_model
 from gptcli.rlhf.rewards import Normalization, RewardModel, Sample, last_scores, score_rows
