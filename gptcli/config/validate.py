@@ -15,7 +15,6 @@ from gptcli.config.schema import (
     Recipe,
     RewardBlock,
     SamplingParams,
-    SFTRecipe,
     TrainBlock,
 )
 from gptcli.config.tuning import RolloutBlock
@@ -24,8 +23,11 @@ from gptcli.errors import UserError
 
 def validate(recipe: Recipe, where: str) -> None:
     """Raises UserError, one line, for the first contradiction found."""
-    if isinstance(recipe, SFTRecipe) and recipe.init_from is None:
-        raise UserError(f"{where}: init_from: missing; sft goes on from a trained model (-s init_from=runs/NAME)")
+    if recipe.stage == "sft" or recipe.stage.startswith("rlhf-"):
+        if recipe.init_from is None:
+            raise UserError(
+                f"{where}: init_from: missing; {recipe.stage} goes on from a trained model (-s init_from=RUN)"
+            )
     if (recipe.model is None) == (recipe.init_from is None):
         raise UserError(f"{where}: model, init_from: give exactly one of them")
     if recipe.context_length is not None and recipe.init_from is None:
@@ -54,8 +56,6 @@ def validate(recipe: Recipe, where: str) -> None:
 def _rlhf_problem(recipe: Recipe) -> str | None:
     if not recipe.stage.startswith("rlhf-"):
         return None
-    if recipe.init_from is None:
-        return f"init_from: missing; {recipe.stage} starts from a trained checkpoint"
     if recipe.lora is not None:
         return "lora: adapters are not trained by the verbs of rlhf in this version; leave it out"
     if recipe.context_length is not None:
@@ -152,7 +152,7 @@ def _data_problem(d: DataBlock) -> str | None:
 
 def _train_problem(t: TrainBlock, model: ModelConfig | None) -> str | None:
     if sum(length is not None for length in (t.max_steps, t.max_tokens, t.epochs)) != 1:
-        return "train.max_steps, train.max_tokens (or, of gpt finetune, train.epochs): give exactly one of them"
+        return "train.max_steps, train.max_tokens: give exactly one of them (or, of gpt finetune, train.epochs)"
     if model is not None and t.seq_len is not None and t.seq_len > model.context_length:
         return f"train.seq_len: {t.seq_len} is more than model.context_length {model.context_length}"
     if t.batch_ramp is not None and t.batch_ramp.start > t.global_batch_size:

@@ -17,11 +17,14 @@ from gptcli.errors import UserError
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 8, "context_length": 16}
 BASE = {"model": MODEL, "tokenizer": "bytes", "train": {"max_steps": 10, "global_batch_size": 4}}
 # What the stages require beyond that.
+TRAINED = {"model": None, "tokenizer": None, "init_from": "runs/base"}
 REQUIRED = {
-    "sft": {"model": None, "init_from": "runs/base"},
+    "sft": TRAINED,
     "finetune": {"finetune": {"task": "similarity"}},
-    "rlhf-ppo": {"ppo": {"minibatch_size": 2, "rollout_batch_size": 4}, "reward": {"function": "r.py:f"}},
-    "rlhf-grpo": {"grpo": {"rollout_batch_size": 8}, "reward": {"function": "r.py:f"}},
+    "rlhf-reward": TRAINED,
+    "rlhf-ppo": TRAINED | {"ppo": {"minibatch_size": 2, "rollout_batch_size": 4}, "reward": {"function": "r.py:f"}},
+    "rlhf-dpo": TRAINED,
+    "rlhf-grpo": TRAINED | {"grpo": {"rollout_batch_size": 8}, "reward": {"function": "r.py:f"}},
 }
 
 
