@@ -40,11 +40,6 @@ def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, x, 0.0).sum() / mask.sum().clamp(min=1)
 
 
-def at_last(x: Tensor, mask: Tensor) -> Tensor:
-    """(B,): x (B, T) at each row's last position where mask is True."""
-    return x.gather(1, last_index(mask)[:, None])[:, 0]
-
-
 def last_index(mask: Tensor) -> Tensor:
     """(B,): the last position where mask (B, T) is True, whichever side the padding is on."""
     return (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(1)

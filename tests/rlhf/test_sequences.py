@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from gptcli.contracts import IGNORE_INDEX
-from gptcli.rlhf.sequences import at_last, last_index, masked_mean, pass_order, response_rows
+from gptcli.rlhf.sequences import last_index, masked_mean, pass_order, response_rows
 
 
 def test_targets_are_the_response_whatever_its_ids() -> None:
@@ -20,7 +20,6 @@ def test_targets_are_the_response_whatever_its_ids() -> None:
 def test_the_last_place_on_either_side() -> None:
     mask = torch.tensor([[1, 1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1], [0, 1, 0, 0]]).bool()
     assert last_index(mask).tolist() == [1, 3, 3, 1]
-    assert at_last(torch.arange(16.0).view(4, 4), mask).tolist() == [1, 7, 11, 13]
 
 
 def test_a_mean_ignores_what_is_no_number() -> None:
