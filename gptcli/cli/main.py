@@ -35,6 +35,18 @@ app = typer.Typer(
 )
 app.command()(tokenize)
 app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
+app.command("rlhf-reward")(
+    training_verb("rlhf-reward", "Train a reward model on preferences.\n\ngpt rlhf-reward -r rlhf-reward.yaml")
+)
+app.command("rlhf-ppo")(
+    training_verb("rlhf-ppo", "Train a policy on scores of what it writes, with PPO.\n\ngpt rlhf-ppo -r rlhf-ppo.yaml")
+)
+app.command("rlhf-dpo")(
+    training_verb("rlhf-dpo", "Train a policy on preferences directly.\n\ngpt rlhf-dpo -r rlhf-dpo.yaml")
+)
+app.command("rlhf-grpo")(
+    training_verb("rlhf-grpo", "The same as rlhf-ppo with GRPO, Dr. GRPO or RLOO.\n\ngpt rlhf-grpo -r rlhf-grpo.yaml")
+)
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)

@@ -134,6 +134,7 @@ class DataBlock:
         "hash", "hash: by document, so that adding documents moves none; tail: the end"
     )
     text_key: str = key("text", "the column that holds the text in JSONL and Parquet")
+    columns: dict[str, str] = key({}, "of examples, where a file's columns have other names: ours -> the file's")
     skip_bad: bool = key(False, "leave out bad lines and files, and count them, instead of stopping")
 
 
@@ -258,25 +259,38 @@ class FinetuneBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class RewardBlock:
-    checkpoint: str | None = key(None, "a reward model")
-    function: str | None = key(None, "FILE.py:NAME, called with lists of prompts and responses")
+    checkpoint: str | None = key(None, "a reward model, made by `gpt rlhf-reward`; its tokenizer may be another")
+    function: str | None = key(None, "FILE.py:NAME, called with lists of prompts and responses, returns scores")
     weight: float = key(1.0, "of the checkpoint's score, where both are given")
-    normalize: bool = key(True, "shift and scale scores to mean 0 and std 1 on the reference's samples")
+    margins: bool = key(True, "rlhf-reward: a pair's margin is asked of the scores' difference")
+    normalize: bool = key(True, "rlhf-reward: scores get mean 0 and std 1 on the samples of init_from")
+    normalize_samples: int = key(256, "rlhf-reward: so many of them", ge=2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOBlock:
-    kl_coef: float = key(0.05, "price of a nat of KL against the reference", ge=0)
+class RolloutBlock:
+    """What PPO and GRPO have in common."""
+
+    rollout_batch_size: int = key(..., "responses per rollout, over all processes", ge=1)
+    minibatch_size: int | None = key(None, "responses per optimizer step; it is train.global_batch_size", ge=1)
+    clip_range: float = key(0.2, "of the probability ratio", gt=0)
+    missing_eos_penalty: float = key(0.0, "taken off the score of a response that does not end", ge=0)
+    stop_token: str | None = key(None, "text of a token that ends a response, beside end-of-text")
+    stop_after: int = key(0, "only from so many tokens on", ge=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOBlock(RolloutBlock):
+    kl_coef: float = key(0.05, "price of a nat of KL against the reference, token by token in the reward (k1)", ge=0)
     kl_target: float | None = key(None, "adapt kl_coef towards this KL (nats per response)", gt=0)
+    kl_horizon: int = key(10_000, "the larger, the slower kl_coef adapts", ge=1)
     gamma: float = key(1.0, "discount", ge=0, le=1)
     gae_lambda: float = key(0.95, "GAE's lambda", ge=0, le=1)
-    clip_range: float = key(0.2, "of the probability ratio", gt=0)
     value_clip: float = key(0.2, "of the value's change", gt=0)
     value_coef: float = key(0.1, "weight of the value loss", ge=0)
     ppo_epochs: int = key(4, "passes over each rollout", ge=1)
-    minibatch_size: int = key(..., "responses per optimizer step", ge=1)
-    rollout_batch_size: int = key(..., "responses per rollout", ge=1)
     whiten: bool = key(True, "advantages to mean 0 and variance 1")
+    whiten_rewards: bool = key(False, "rewards to variance 1; their mean stays")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,17 +298,26 @@ class DPOBlock:
     beta: float = key(0.1, "strength of the pull to the reference", gt=0)
     loss: Literal["sigmoid", "ipo", "conservative"] = key("sigmoid", "the preference loss")
     label_smoothing: float = key(0.0, "share of wrong labels assumed (loss: conservative)", ge=0, lt=0.5)
+    per_token: bool = key(False, "log-probabilities averaged over a response's tokens, as TRL's ipo; off: summed")
     reference_free: bool = key(False, "leave the reference out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRPOBlock:
+class GRPOBlock(RolloutBlock):
     group_size: int = key(8, "responses per prompt", ge=2)
-    kl_coef: float = key(0.0, "weight of the KL term", ge=0)
-    kl_estimator: Literal["k1", "k2", "k3"] = key("k1", "of the KL; k3 as a loss has another gradient than the KL")
+    epochs: int = key(1, "passes over each rollout", ge=1)
+    baseline: Literal["mean", "leave_one_out"] = key("mean", "of the group, or of the others in it (RLOO)")
     scale: Literal["none", "group", "batch"] = key("group", "divide advantages by this standard deviation")
-    normalization: Literal["token", "sequence", "constant"] = key("token", "what the loss is averaged over")
-    rollout_batch_size: int = key(..., "responses per rollout", ge=1)
+    ratio: Literal["token", "sequence"] = key("token", "a probability ratio for each token, or for a response (RLOO)")
+    normalization: Literal["token", "sequence", "constant"] = key(
+        "token", "what token losses are averaged over: all tokens; each response's own; max_new_tokens (Dr. GRPO)"
+    )
+    kl_coef: float = key(0.0, "price of a nat of KL against the reference", ge=0)
+    kl_estimator: Literal["k1", "k2", "k3"] = key(
+        "k1",
+        "k1: in the reward, the right gradient; k2: in the loss, right but for later tokens; k3: in the loss, as "
+        "published, the gradient of KL(reference || policy), which ends at another policy",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

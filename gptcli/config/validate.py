@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from gptcli.config.schema import DataBlock, ModelConfig, OptimBlock, Recipe, SamplingParams, TrainBlock
+import dataclasses
+
+from gptcli.config.schema import (
+    DataBlock,
+    GRPORecipe,
+    ModelConfig,
+    OptimBlock,
+    PPORecipe,
+    Recipe,
+    RewardBlock,
+    RolloutBlock,
+    SamplingParams,
+    TrainBlock,
+)
 from gptcli.errors import UserError
 
 
@@ -20,9 +33,56 @@ def validate(recipe: Recipe, where: str) -> None:
         _train_problem(recipe.train, recipe.model),
         _optim_problem(recipe.optim),
         _sampling_problem(recipe.sampling),
+        _rlhf_problem(recipe),
     ):
         if problem:
             raise UserError(f"{where}: {problem}")
+
+
+def _rlhf_problem(recipe: Recipe) -> str | None:
+    if not recipe.stage.startswith("rlhf-"):
+        return None
+    if recipe.init_from is None:
+        return f"init_from: missing; {recipe.stage} starts from a trained checkpoint"
+    if recipe.context_length is not None:
+        return "context_length: the reference would keep its own; stretch it in the stage before"
+    if recipe.tokenizer is not None:
+        return "tokenizer: has no meaning here; it is the checkpoint's"
+    if recipe.data.path or recipe.data.mixture:
+        return "data.path, data.mixture: hold tokens; name .jsonl files in data.train or data.source"
+    if isinstance(recipe, PPORecipe):
+        return _rollout_problem("ppo", recipe.ppo, recipe.reward, recipe.train, recipe.sampling)
+    if isinstance(recipe, GRPORecipe):
+        if recipe.grpo.rollout_batch_size % recipe.grpo.group_size:
+            return f"grpo.rollout_batch_size: {recipe.grpo.rollout_batch_size} is no multiple of grpo.group_size"
+        return _rollout_problem("grpo", recipe.grpo, recipe.reward, recipe.train, recipe.sampling)
+    return None
+
+
+# Whatever else changed the draw would make it another policy's than the one whose probabilities are learned from.
+ROLLOUT_SAMPLING = ("max_new_tokens", "temperature", "ignore_eos", "seed", "on_overflow")
+
+
+def _rollout_problem(
+    name: str, block: RolloutBlock, reward: RewardBlock, train: TrainBlock, sampling: SamplingParams
+) -> str | None:
+    if reward.checkpoint is None and reward.function is None:
+        return "reward: where do scores come from? set reward.checkpoint or reward.function"
+    if block.minibatch_size not in (None, train.global_batch_size):
+        return (
+            f"{name}.minibatch_size: {block.minibatch_size} is not train.global_batch_size {train.global_batch_size}; "
+            "they are the same thing"
+        )
+    for size in {train.global_batch_size, train.global_batch_size_cpu or train.global_batch_size}:
+        if block.rollout_batch_size % size:
+            return f"{name}.rollout_batch_size: {block.rollout_batch_size} is no multiple of the {size} rows of a step"
+    if sampling.temperature == 0:
+        return "sampling.temperature: with 0 all responses to a prompt are alike, and nothing is learned"
+    for key in dataclasses.fields(SamplingParams):
+        if key.name not in ROLLOUT_SAMPLING and getattr(sampling, key.name) != getattr(SamplingParams(), key.name):
+            hint = f"; {name}.stop_token ends responses" if key.name == "stop" else ""
+            return f"sampling.{key.name}: rollouts are drawn from the policy as it is{hint}"
+    return None
 
 
 def check_model(config: ModelConfig, where: str) -> None:

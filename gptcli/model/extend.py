@@ -1,14 +1,16 @@
-"""A longer context for a model that was trained with a shorter one."""
+"""A trained model made into another: a longer context, other scalar heads."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from gptcli.config.schema import ModelConfig, RopeScaling
 from gptcli.errors import UserError
+from gptcli.randomness import derive
 
 
 def extend_context(
@@ -40,3 +42,20 @@ def extend_context(
             f"rotary positions are divided by {length / old:g}",
         )
     return longer, out, f"positions ({config.position}) go on as they are"
+
+
+def with_heads(
+    config: ModelConfig, weights: Mapping[str, Tensor], heads: Mapping[str, float], seed: int
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights with exactly these heads of width 1. One that is there already keeps its weights; a new one
+    gets bias 0 and weights of this standard deviation, drawn from the seed."""
+    out = {name: t for name, t in weights.items() if not name.startswith("scalar_heads.")}
+    for name, std in heads.items():
+        weight, bias = f"scalar_heads.{name}.weight", f"scalar_heads.{name}.bias"
+        if config.scalar_heads.get(name) == 1:
+            out |= {weight: weights[weight], bias: weights[bias]}
+        else:
+            generator = torch.Generator().manual_seed(derive(seed, f"init {weight}"))
+            out[weight] = std * torch.randn(1, config.n_embd, generator=generator)
+            out[bias] = torch.zeros(1)
+    return dataclasses.replace(config, scalar_heads=dict.fromkeys(heads, 1)), out

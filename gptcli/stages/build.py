@@ -23,6 +23,9 @@ from gptcli.modeldir import load_model, model_of, open_model_dir, read_weights
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
 
+Weights = dict[str, torch.Tensor]
+Adapt = Callable[[ModelConfig, Weights], tuple[ModelConfig, Weights]]
+
 
 def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
     """The recipe's shape with the vocabulary filled in. Raises UserError if the tokenizer does not fit it."""
@@ -46,10 +49,13 @@ def start_model(
     say: Callable[[str], None],
     *,
     resume: Path | None,
+    adapt: Adapt | None = None,
 ) -> tuple[GPT, Training | None]:
-    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest."""
+    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest.
+
+    `adapt` makes what a new run starts from into what it trains."""
     if resume is None:
-        return build_model(recipe, tokenizer, runtime, say), None
+        return build_model(recipe, tokenizer, runtime, say, adapt), None
     checkpoint = find_checkpoint(resume)
     training = load_training(checkpoint)
     if training.facts["tokenizer_hash"] != tokenizer.hash:
@@ -62,10 +68,12 @@ def start_model(
     return load_model(open_model_dir(checkpoint), device=runtime.device).train(), training
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]) -> GPT:
+def build_model(
+    recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None], adapt: Adapt | None = None
+) -> GPT:
     """A fresh model from the recipe's seed, or one that starts from other weights (init_from)."""
     if recipe.init_from is not None:
-        return _model_from(recipe, recipe.init_from, runtime, say)
+        return _model_from(recipe, recipe.init_from, runtime, say, adapt)
     config = resolve_model_config(recipe, tokenizer)
     refuse_what_cannot_fit(config, recipe.optim.name, runtime)
     with torch.device("meta"):
@@ -75,7 +83,9 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Cal
     return model
 
 
-def _model_from(recipe: Recipe, init_from: str, runtime: Runtime, say: Callable[[str], None]) -> GPT:
+def _model_from(
+    recipe: Recipe, init_from: str, runtime: Runtime, say: Callable[[str], None], adapt: Adapt | None
+) -> GPT:
     """Another checkpoint's weights, its context stretched if the recipe asks for that."""
     folder = open_model_dir(find_checkpoint(init_from))
     config, weights = folder.config, read_weights(folder.path, folder.config)
@@ -87,6 +97,8 @@ def _model_from(recipe: Recipe, init_from: str, runtime: Runtime, say: Callable[
             f"train.seq_len: {recipe.train.seq_len} is more than the {config.context_length} tokens of context of "
             f"{init_from}; -s context_length={recipe.train.seq_len} stretches it"
         )
+    if adapt is not None:
+        config, weights = adapt(config, weights)
     refuse_what_cannot_fit(config, recipe.optim.name, runtime)
     return model_of(config, weights, device=runtime.device).train()
 
@@ -111,13 +123,19 @@ def total_memory(runtime: Runtime) -> int | None:
 
 
 def pick_plan(
-    recipe: Recipe, config: ModelConfig, runtime: Runtime, say: Callable[[str], None], *, dtype: torch.dtype
+    recipe: Recipe,
+    config: ModelConfig,
+    runtime: Runtime,
+    say: Callable[[str], None],
+    *,
+    dtype: torch.dtype,
+    texts_per_row: int = 1,
 ) -> TrainPlan:
     """The computed plan, micro_batch_size chosen by the memory there is if it is auto."""
     on_cpu = runtime.device.type == "cpu"
     step = StepShape(
         rows=1,
-        seq_len=recipe.train.seq_len or config.context_length,
+        seq_len=texts_per_row * (recipe.train.seq_len or config.context_length),
         half=dtype != torch.float32,
         on_cpu=on_cpu,
         optimizer=recipe.optim.name,

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gptcli.config.schema import Recipe
 from gptcli.contracts import Batch, BatchSource, Objective
 from gptcli.dist.runtime import Runtime
 from gptcli.dist.wrap import parallelize
-from gptcli.errors import GptError
+from gptcli.errors import GptError, UserError
 from gptcli.generate import Engine, complete
 from gptcli.generate.processors import Processors
 from gptcli.model import GPT
@@ -37,7 +37,11 @@ from gptcli.train.state import TrainState
 
 @dataclass
 class TrainingRun:
-    """The built parts of a stage; `execute` trains and returns the summary that --json prints."""
+    """The built parts of a stage; `execute` trains and returns the summary that --json prints.
+
+    A stage may validate by figures of its own (`measure`: val_loss and others) instead of the objective's loss on
+    `held_out`, log more of a step (`figures`), and put files of its own beside the model (`beside`).
+    """
 
     recipe: Recipe
     runtime: Runtime
@@ -53,6 +57,9 @@ class TrainingRun:
     held_out: Sequence[Batch]
     data_hash: str
     resumed: Training | None = None
+    measure: Callable[[], dict[str, Any]] | None = None
+    figures: Callable[[], Mapping[str, float]] = dict
+    beside: Callable[[Path], None] | None = None
     state: TrainState = field(default_factory=TrainState)
 
     def execute(self) -> dict[str, Any]:
@@ -62,7 +69,7 @@ class TrainingRun:
             self.state = self.resumed.state
             self.source.load_state_dict(self.resumed.source)
             self.optimizer.load_state_tensors(self.resumed.optimizer)
-        self._val_loss: float | None = None
+        self._validated: dict[str, Any] = {}
         self._saved_step = self.state.step
         self._row: dict[str, Any] = {}
         self._fresh = self.resumed is None and self.recipe.init_from is None
@@ -78,6 +85,9 @@ class TrainingRun:
         try:
             with self.console:
                 self._train()
+        except UserError:  # between two steps, from a source that left everything as the last step made it
+            self._save()
+            raise
         finally:
             self._close_loggers()
         return self._finish()
@@ -121,15 +131,20 @@ class TrainingRun:
         return self.runtime.all_sum(result.loss_sum).item() / max(result.weight, 1.0)
 
     def _validate(self, result: StepResult) -> None:
-        if not self.held_out:
+        if not self.held_out and self.measure is None:
             return
         with self._not_training():
-            val_loss = evaluate(self.model, self.held_out, self.objective, self.runtime, dtype=self.dtype)
-        self._val_loss = val_loss
+            self._validated = self._measured()
+        val_loss = self._validated["val_loss"]
         if self.state.best_val_loss is None or val_loss < self.state.best_val_loss:
             self.state.best_val_loss, self.state.best_step = val_loss, result.step
         if self.recipe.train.log_every == 0 or result.step % self.recipe.train.log_every:
             self._log(result)
+
+    def _measured(self) -> dict[str, Any]:
+        if self.measure is not None:
+            return self.measure()
+        return {"val_loss": evaluate(self.model, self.held_out, self.objective, self.runtime, dtype=self.dtype)}
 
     def _log(self, result: StepResult) -> None:
         if self._row.get("step") == result.step:
@@ -147,8 +162,9 @@ class TrainingRun:
         }
         for name, value in result.metric_sums.items():
             self._row[name] = self.runtime.all_sum(value).item() / max(result.weight, 1.0)
-        if self._val_loss is not None:
-            self._row["val_loss"], self._val_loss = self._val_loss, None
+        self._row |= self.figures()
+        self._row |= self._validated
+        self._validated = {}
         if not math.isfinite(loss):
             raise GptError(
                 f"step {result.step}: the loss is {loss}; the last checkpoint is {self.run_dir / 'latest'}. "
@@ -177,13 +193,13 @@ class TrainingRun:
         if self.state.best_step == result.step:
             self._save(result)
 
-    def _save(self, result: StepResult) -> None:
-        if self._saved_step == result.step:
+    def _save(self, result: StepResult | None = None) -> None:
+        if self._saved_step == self.state.step:
             return
-        self._saved_step = result.step
+        self._saved_step = self.state.step
         with self._not_training():
             if self.runtime.is_main:
-                best = self.state.best_step == result.step
+                best = self.state.best_step == self.state.step
                 save_checkpoint(self.run_dir, self._training(), self._write_model, best=best)
                 prune(self.run_dir, self.recipe.train.save_every, self.recipe.train.keep_last)
             self.runtime.barrier()
@@ -202,6 +218,8 @@ class TrainingRun:
 
     def _write_model(self, folder: Path) -> None:
         save_model(folder, self.model.config, dict(self.model.named_parameters()), self.tokenizer)
+        if self.beside is not None:
+            self.beside(folder)
 
     # ---- beginning and end ------------------------------------------------------------------------------------
 
@@ -234,7 +252,7 @@ class TrainingRun:
         if self.runtime.is_main:
             rows = read_metrics(self.run_dir / "metrics.jsonl")
             self._draw(rows)
-        last_val = next((r["val_loss"] for r in reversed(rows) if "val_loss" in r), None)
+        last: dict[str, Any] = next((r for r in reversed(rows) if "val_loss" in r), {"val_loss": None})
         latest = self.run_dir / "latest"
         return {
             "run_dir": str(self.run_dir),
@@ -242,7 +260,7 @@ class TrainingRun:
             "step": self.state.step,
             "tokens": self.state.tokens_seen,
             "train_loss": rows[-1]["loss"] if rows else None,
-            "val_loss": last_val,
+            **{name: value for name, value in last.items() if name.startswith("val_")},
             "best_val_loss": self.state.best_val_loss,
             "tokens_per_second": round(rate, 1),
             "mfu": self._row.get("mfu"),

@@ -145,19 +145,27 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Sequence[Batch], objective: Objective, runtime: Runtime, *, dtype: torch.dtype
 ) -> float:
     """The objective's mean over held-out batches of all ranks; `model` is the bare model, so ranks only meet here."""
+    return evaluate_all(model, batches, objective, runtime, dtype=dtype)["loss"]
+
+
+@torch.no_grad()
+def evaluate_all(
+    model: nn.Module, batches: Sequence[Batch], objective: Objective, runtime: Runtime, *, dtype: torch.dtype
+) -> dict[str, float]:
+    """The same, and the means of the objective's metrics. Every rank has at least one batch, or none has."""
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device="cpu")
-    weight = 0.0
+    sums: dict[str, float] = {"weight": 0.0, "loss": 0.0}
     for batch in batches:
         with autocast(runtime.device, dtype):
-            loss += objective(model, batch.to(runtime.device)).loss.double().cpu()
-        weight += batch.weight
+            out = objective(model, batch.to(runtime.device))
+        sums["weight"] += batch.weight
+        for name, value in {"loss": out.loss, **out.metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value.double().item()
     model.train(was_training)
-    total, count = runtime.host_sum([loss.item(), weight])
-    return total / max(count, 1.0)
+    weight, *totals = runtime.host_sum(list(sums.values()))
+    return {name: total / max(weight, 1.0) for name, total in zip(list(sums)[1:], totals, strict=True)}
