@@ -11,9 +11,7 @@ from typing import Any
 from gptcli.errors import UserError
 from gptcli.tokenizer import Tokenizer
 
-FORMATS = (
-    "expected prompt + chosen + rejected, chosen + rejected as transcripts, or prompt + responses + ranking | scores"
-)
+FORMATS = "expected prompt, chosen, rejected; chosen, rejected as transcripts; or prompt, responses, ranking | scores"
 TURN = "\n\nAssistant:"  # of Anthropic's transcripts; the last one that both share begins the answers
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -14,11 +13,11 @@ from gptcli.train.loop import autocast
 
 @dataclass(frozen=True)
 class Opinion:
-    """Per position, 0 where there is no target. values: of the policy's value head, if it has one."""
+    """Per position. Log-probabilities are 0 where there is no target; values are 0 where there is no value head."""
 
     logprobs: Tensor
     entropy: Tensor
-    values: Tensor | None
+    values: Tensor
 
 
 @torch.no_grad()
@@ -31,12 +30,7 @@ def judge(model: GPT, tokens: Tensor, targets: Tensor, *, temperature: float, ro
             part = slice(i, i + rows)
             parts.append(model(tokens[part], targets=targets[part], temperature=temperature, entropy=True))
     logprobs, entropy = (torch.cat([getattr(out, name) for out in parts]) for name in ("logprobs", "entropy"))
-    values = None
+    values = torch.zeros_like(logprobs)
     if "value" in model.scalar_heads:
         values = torch.cat([out.scalars["value"][..., 0].float() for out in parts])
     return Opinion(logprobs, entropy, values)
-
-
-def frozen_copy(model: GPT) -> GPT:
-    """A reference that stays as the model is now."""
-    return copy.deepcopy(model).eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from gptcli.generate import Engine
 from gptcli.model import GPT
 from gptcli.randomness import Permutation, derive
 from gptcli.rlhf.kl import KLController, k1
-from gptcli.rlhf.reference import judge
+from gptcli.rlhf.reference import Opinion, judge
 from gptcli.rlhf.rewards import Rewards, Sample
 from gptcli.rlhf.sequences import masked_mean, pass_order, response_rows
 from gptcli.tokenizer import Tokenizer
@@ -159,20 +159,33 @@ class RolloutSource:
         mine = list(range(rt.dp_rank, count, rt.dp_size))
         responses = self._generate([prompts[i][1] for i in mine], mine)
         tokens, targets = self._gather_rows(prompts, responses, mine)
-        opinions = {name: torch.zeros(tokens.shape, device=rt.device) for name in ("logprobs", "entropy", "values")}
-        opinions["ref_logprobs"] = torch.zeros(tokens.shape, device=rt.device)
-        ask = {"temperature": self._sampling.temperature, "rows": self._plan.micro_batch_size, "dtype": self._dtype}
-        policy = judge(self._policy, tokens[mine], targets[mine], **ask)
-        reference = judge(self._reference, tokens[mine], targets[mine], **ask)
-        opinions["logprobs"][mine], opinions["entropy"][mine] = policy.logprobs, policy.entropy
-        opinions["ref_logprobs"][mine] = reference.logprobs
-        if policy.values is not None:
-            opinions["values"][mine] = policy.values
-        opinions = {name: rt.all_sum(tensor) for name, tensor in opinions.items()}
+        policy, reference = (
+            self._judge(model, tokens[mine], targets[mine]) for model in (self._policy, self._reference)
+        )
         samples = self._samples(prompts, targets)
         ended = torch.tensor([sample.ended for sample in samples], device=rt.device)
         scores = self._rewards(samples).to(rt.device) - self._block.missing_eos_penalty * ~ended
-        return Rollout(tokens, targets, scores=scores, ended=ended, **opinions)
+
+        def of_all(part: Tensor) -> Tensor:
+            whole = torch.zeros(tokens.shape, device=rt.device)
+            whole[mine] = part
+            return rt.all_sum(whole)
+
+        return Rollout(
+            tokens,
+            targets,
+            logprobs=of_all(policy.logprobs),
+            ref_logprobs=of_all(reference.logprobs),
+            entropy=of_all(policy.entropy),
+            values=of_all(policy.values),
+            scores=scores,
+            ended=ended,
+        )
+
+    def _judge(self, model: GPT, tokens: Tensor, targets: Tensor) -> Opinion:
+        """At the temperature that the responses are drawn at, as in training."""
+        temperature, rows = self._sampling.temperature, self._plan.micro_batch_size
+        return judge(model, tokens, targets, temperature=temperature, rows=rows, dtype=self._dtype)
 
     def _prompt_numbers(self, count: int) -> list[int]:
         """The rollout's prompts, each for a whole group."""

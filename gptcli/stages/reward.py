@@ -112,7 +112,7 @@ def fold(normalization: Normalization, model: GPT) -> None:
     """Put it into the head, before training."""
     weight, bias = (model.get_parameter(f"scalar_heads.{HEAD}.{name}") for name in ("weight", "bias"))
     with torch.no_grad():
-        weight /= normalization.std
+        weight.div_(normalization.std)
         bias.sub_(normalization.mean).div_(normalization.std)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gptcli.contracts import IGNORE_INDEX, Batch, LossSum
-from gptcli.train.objectives.ppo import clipped_loss, is_clipped, masked_sum
+from gptcli.train.objectives.ppo import clipped_loss, is_clipped
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class GRPO:
         responses of their sum by a constant (Dr. GRPO)."""
         if self.normalization == "sequence":
             return per_response(x, mask).sum()
-        return masked_sum(x, mask) / (self.max_new_tokens if self.normalization == "constant" else 1)
+        return x[mask].sum() / (self.max_new_tokens if self.normalization == "constant" else 1)
 
 
 def per_response(x: Tensor, mask: Tensor) -> Tensor:

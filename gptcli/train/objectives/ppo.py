@@ -24,16 +24,17 @@ class PPO:
 
     def __call__(self, model: nn.Module, batch: Batch) -> LossSum:
         out = model(batch["tokens"], targets=batch["targets"], temperature=self.temperature)
-        mask = batch["targets"] != IGNORE_INDEX
-        ratio = (out.logprobs - batch["logprobs"]).exp()
-        policy = clipped_loss(ratio, batch["advantages"], self.clip_range)
-        value = clipped_value_loss(out.scalars["value"][..., 0], batch["values"], batch["returns"], self.value_clip)
-        policy_loss, value_loss = masked_sum(policy, mask), masked_sum(value, mask)
+        mask = batch["targets"] != IGNORE_INDEX  # nothing outside it enters, not even times 0: it may be no number
+        old = {name: batch[name][mask] for name in ("logprobs", "values", "advantages", "returns")}
+        ratio = (out.logprobs[mask] - old["logprobs"]).exp()
+        policy_loss = clipped_loss(ratio, old["advantages"], self.clip_range).sum()
+        values = out.scalars["value"][..., 0][mask]
+        value_loss = clipped_value_loss(values, old["values"], old["returns"], self.value_clip).sum()
         metrics = {
             "policy_loss": policy_loss,
             "value_loss": value_loss,
-            "clip_fraction": masked_sum(is_clipped(ratio, self.clip_range), mask),
-            "approx_kl": masked_sum(ratio - 1 - ratio.log(), mask),  # moved since the rollout
+            "clip_fraction": is_clipped(ratio, self.clip_range).sum(),
+            "approx_kl": (ratio - 1 - ratio.log()).sum(),  # moved since the rollout
         }
         return LossSum(policy_loss + self.value_coef * value_loss, metrics)
 
@@ -50,8 +51,3 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip
     """Half the squared error, or what it is with the value kept within `clip` of the old one, if that is larger."""
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * torch.maximum((values - returns).square(), (near - returns).square())
-
-
-def masked_sum(x: Tensor, mask: Tensor) -> Tensor:
-    """Not x * mask: what stands outside the mask may be infinite."""
-    return torch.where(mask, x, 0.0).sum()
