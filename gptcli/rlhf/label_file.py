@@ -11,6 +11,7 @@ from gptcli.errors import UserError
 from gptcli.files import open_locked
 from gptcli.rlhf.labels import Id, Question
 
+BEGIN = b'{"id": '  # of each row
 KEYS = ("id", "prompt", "responses", "labeller")
 
 
@@ -28,21 +29,18 @@ class LabelFile:
             self._file.truncate(0)
         self._starts = [0]  # of each row, and of the next
         *lines, rest = self._file.read().split(b"\n")
-        for number, line in enumerate(lines, start=1):
-            self.rows.append(self._parse(number, line))
-            self._starts.append(self._starts[-1] + len(line) + 1)
-        if rest and not rest.startswith(b'{"id": '):
+        if complete := _parse(rest) is not None:  # but for its line break
+            lines.append(rest)
+        elif rest[: len(BEGIN)] != BEGIN[: len(rest)]:
             raise UserError(f"{path}: exists and is no file of labels; take another -o")
+        for number, line in enumerate(lines, start=1):
+            if (row := _parse(line)) is None:
+                raise UserError(f"{path}:{number}: not a label of `gpt rlhf-label`; mend the line or take another -o")
+            self.rows.append(row)
+            self._starts.append(self._starts[-1] + len(line) + 1)
+        if complete:
+            self._file.write(b"\n")
         self._cut()  # what a kill left of a row
-
-    def _parse(self, number: int, line: bytes) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or any(key not in row for key in KEYS):
-            raise UserError(f"{self.path}:{number}: not a label of `gpt rlhf-label`; mend the line or take another -o")
-        return row
 
     def labelled(self, labeller: str, questions: list[Question]) -> list[Id]:
         """The ids that `labeller` has labelled. Raises UserError where a label is of other answers than the question
@@ -88,3 +86,11 @@ class LabelFile:
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and all(key in row for key in KEYS) else None

@@ -52,7 +52,7 @@ def parse_ranking(text: str, count: int) -> list[list[int]]:
     if twice is not None:
         raise UserError(f"{LETTERS[twice]} is named twice")
     rest = [place for place in range(count) if place not in named]
-    if not slash and rest and len(named) > 1:
+    if not slash and rest and len(tiers) > 1:
         raise UserError(f"{' '.join(LETTERS[place] for place in rest)}: not named")
     return [tier for tier in (*tiers, rest, *last) if tier]
 
