@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import UserError
@@ -18,6 +18,7 @@ from gptcli.rlhf.label_agreement import agreements, kappa, read_choices
 CHOICE = st.sampled_from([-1, 0, 1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(CHOICE, CHOICE), min_size=1, max_size=40))
 def test_kappa_is_cohens_on_both_orders_of_each_pair(pairs: list[tuple[int, int]]) -> None:
     both = [*pairs, *((-a, -b) for a, b in pairs)]

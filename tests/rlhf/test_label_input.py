@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import UserError
@@ -57,6 +57,7 @@ def test_what_is_no_ranking_says_why(typed: str, reason: str) -> None:
         parse_ranking(typed, 3)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(6)), st.lists(st.booleans(), min_size=5, max_size=5))
 def test_every_ranking_with_ties_can_be_typed_as_it_is_shown(places: list[int], tied: list[bool]) -> None:
     tiers = [[places[0]]]
@@ -68,6 +69,7 @@ def test_every_ranking_with_ties_can_be_typed_as_it_is_shown(places: list[int], 
     assert [sorted(tier) for tier in parse_ranking(show_ranking(tiers), 6)] == [sorted(tier) for tier in tiers]
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abc=/ >,x1", max_size=9))
 def test_whatever_is_typed_is_a_ranking_of_all_or_refused(typed: str) -> None:
     try:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptcli.errors import UserError
@@ -33,6 +33,7 @@ def test_equal_and_empty_answers_are_no_choice() -> None:
     assert question_of(1, "p", [("yes", a), ("yes", b), ("", b)]) is None
 
 
+@settings(deadline=None)
 @given(st.permutations(range(5)), st.lists(st.integers(1, 7), min_size=5, max_size=5))
 def test_judgements_of_shown_places_become_those_of_responses(order: list[int], scores: list[int]) -> None:
     """The reader sees the same pairs and margins whatever the order on the screen was."""
@@ -85,6 +86,7 @@ def test_a_queue_goes_on_skips_and_goes_back() -> None:
     assert not Queue(QUESTIONS, []).undo(take_back)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("lsu"), max_size=30))
 def test_every_question_is_labelled_skipped_or_pending(moves: list[str]) -> None:
     queue, labels = Queue(QUESTIONS, []), list[str | int]()
