@@ -12,7 +12,19 @@ import pytest
 
 from tests.conftest import Tiny, gpt
 
-VERBS = ("tokenize", "pretrain", "generate", "serve", "eval", "plan", "recipes", "inspect", "import", "export")
+VERBS = (
+    "tokenize",
+    "pretrain",
+    "generate",
+    "serve",
+    "eval",
+    "plan",
+    "rlhf-label",
+    "recipes",
+    "inspect",
+    "import",
+    "export",
+)
 
 
 @pytest.fixture(scope="module")
