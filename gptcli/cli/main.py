@@ -17,6 +17,7 @@ from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
 from gptcli.cli.inspect import inspect
+from gptcli.cli.label import label
 from gptcli.cli.plan import plan
 from gptcli.cli.recipes import recipes
 from gptcli.cli.report import report
@@ -60,6 +61,7 @@ app.command("rlhf-dpo")(
 app.command("rlhf-grpo")(
     training_verb("rlhf-grpo", "The same as rlhf-ppo with GRPO, Dr. GRPO or RLOO.\n\ngpt rlhf-grpo -r rlhf-grpo.yaml")
 )
+app.command("rlhf-label")(label)
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)

@@ -23,11 +23,8 @@ from gptcli.errors import UserError
 
 def validate(recipe: Recipe, where: str) -> None:
     """Raises UserError, one line, for the first contradiction found."""
-    if recipe.stage == "sft" or recipe.stage.startswith("rlhf-"):
-        if recipe.init_from is None:
-            raise UserError(
-                f"{where}: init_from: missing; {recipe.stage} goes on from a trained model (-s init_from=RUN)"
-            )
+    if recipe.init_from is None and (recipe.stage == "sft" or recipe.stage.startswith("rlhf-")):
+        raise UserError(f"{where}: init_from: missing; {recipe.stage} goes on from a trained model (-s init_from=RUN)")
     if (recipe.model is None) == (recipe.init_from is None):
         raise UserError(f"{where}: model, init_from: give exactly one of them")
     if recipe.context_length is not None and recipe.init_from is None:

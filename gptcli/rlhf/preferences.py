@@ -104,8 +104,6 @@ def _ranked(ranking: Any, count: int) -> list[Pair]:
     tiers = [tier if isinstance(tier, list) else [tier] for tier in ranking] if isinstance(ranking, list) else []
     if sorted(map(str, itertools.chain(*tiers))) != sorted(map(str, range(count))):
         raise UserError(f"ranking: {ranking}: expected each place from 0 to {count - 1} once, the best first")
-    if len(tiers) < 2:
-        raise UserError(f"ranking: {ranking}: all are tied, so nothing is preferred")
     return [Pair(a, b) for high, low in itertools.combinations(tiers, 2) for a in high for b in low]
 
 
@@ -116,9 +114,7 @@ def _rated(scores: Any, count: int) -> list[Pair]:
         raise UserError(f"scores: {scores}: expected {count} numbers, one a response")
     order = sorted(range(count), key=lambda i: -numbers[i])  # type: ignore[operator]
     gaps = [(a, b, numbers[a] - numbers[b]) for a, b in itertools.combinations(order, 2)]  # type: ignore[operator]
-    if not (pairs := [Pair(a, b, margin=gap) for a, b, gap in gaps if gap > 0]):
-        raise UserError(f"scores: {scores}: all are equal, so nothing is preferred")
-    return pairs
+    return [Pair(a, b, margin=gap) for a, b, gap in gaps if gap > 0]
 
 
 def _text(row: dict[str, Any], name: str, *, may_be_empty: bool = False) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from gptcli.config.schema import Recipe
-from gptcli.data.examples import open_examples, report_skipped
+from gptcli.data.examples import Example, open_examples, report_skipped
+from gptcli.errors import UserError
 from gptcli.generate import Engine
 from gptcli.rlhf.preferences import Comparison, encode_preference, length_accuracy, parse_preference
 
@@ -37,9 +38,18 @@ def read_preferences(recipe: Recipe, engine: Engine, say: Callable[[str], None])
 
     examples = open_examples(recipe.data, parse)
     report_skipped(examples.skipped, say)
-    found = Preferences([e.value for e in examples.train], [e.value for e in examples.val])
+    train, held_out = _with_pairs(examples.train), _with_pairs(examples.val)
+    if not train:
+        raise UserError("data: nothing to train on: wherever answers are compared, all are tied")
+    if tied := len(examples.train) + len(examples.val) - len(train) - len(held_out):
+        say(f"{tied:,} comparisons whose answers are all tied are passed over: they prefer nothing")
+    found = Preferences(train, held_out)
     say(
         f"{len(found.train):,} comparisons and {len(found.held_out):,} held out; the longer answer is the better one "
         f"in {length_accuracy(found.train):.0%}"
     )
     return found
+
+
+def _with_pairs(examples: list[Example[Comparison]]) -> list[Comparison]:
+    return [example.value for example in examples if example.value.pairs]

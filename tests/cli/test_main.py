@@ -12,7 +12,31 @@ import pytest
 
 from tests.conftest import Tiny, gpt
 
-VERBS = ("tokenize", "pretrain", "generate", "serve", "eval", "score", "plan", "recipes", "inspect", "import", "export")
+VERBS = (
+    "tokenize",
+    "pretrain",
+    "sft",
+    "finetune",
+    "classify",
+    "rlhf-label",
+    "rlhf-reward",
+    "rlhf-ppo",
+    "rlhf-dpo",
+    "rlhf-grpo",
+    "generate",
+    "serve",
+    "eval",
+    "score",
+    "compare",
+    "report",
+    "doctor",
+    "data",
+    "plan",
+    "recipes",
+    "inspect",
+    "import",
+    "export",
+)
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ REQUIRED = {
     "sft": TRAINED,
     "finetune": {"finetune": {"task": "similarity"}},
     "rlhf-reward": TRAINED,
-    "rlhf-ppo": TRAINED | {"ppo": {"minibatch_size": 2, "rollout_batch_size": 4}, "reward": {"function": "r.py:f"}},
+    "rlhf-ppo": TRAINED | {"ppo": {"minibatch_size": 4, "rollout_batch_size": 8}, "reward": {"function": "r.py:f"}},
     "rlhf-dpo": TRAINED,
     "rlhf-grpo": TRAINED | {"grpo": {"rollout_batch_size": 8}, "reward": {"function": "r.py:f"}},
 }

@@ -76,10 +76,8 @@ BAD = [
     ({"prompt": "p", "responses": ["a", ""], "ranking": [0, 1]}, r"responses\[1\]: is empty"),
     ({"prompt": "p", "responses": ["a", "b"]}, "a ranking or scores"),
     ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, 2]}, "each place from 0 to 1"),
-    ({"prompt": "p", "responses": ["a", "b"], "ranking": [[0, 1]]}, "all are tied"),
     ({"prompt": "p", "responses": ["a", "b"], "ranking": 1}, "each place"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "expected 2 numbers"),
-    ({"prompt": "p", "responses": ["a", "b"], "scores": [2, 2]}, "all are equal"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [2, float("nan")]}, "expected 2 numbers"),
 ]
 
@@ -88,6 +86,11 @@ BAD = [
 def test_a_bad_line_says_why(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         parse_preference(row)
+
+
+@pytest.mark.parametrize("tie", [{"ranking": [[0, 1]]}, {"scores": [2, 2]}])
+def test_answers_that_are_all_tied_are_no_mistake_and_no_pair(tie: dict[str, Any]) -> None:
+    assert parse_preference({"prompt": "p", "responses": ["a", "b"], **tie}).pairs == []
 
 
 def test_a_bad_line_is_named_or_left_out(tmp_path: Path) -> None:
