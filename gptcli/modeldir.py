@@ -1,4 +1,8 @@
-"""A model directory: model.safetensors, config.json, tokenizer.json. The one thing every command reads."""
+"""A model directory: model.safetensors, config.json, tokenizer.json. The one thing every command reads.
+
+In place of model.safetensors there may be an adapter (adapter_model.safetensors, adapter_config.json), which names the
+model directory that it belongs to; reading its weights gives both, merged.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +18,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gptcli.config.load import build, to_tree
-from gptcli.config.schema import ModelConfig
+from gptcli.config.schema import LoraBlock, ModelConfig
 from gptcli.config.validate import check_model
 from gptcli.errors import UserError
 from gptcli.files import read_object
 from gptcli.model import GPT
+from gptcli.model.convert.peft import from_peft, to_peft
+from gptcli.model.extend import extend_context, extend_vocab
+from gptcli.model.lora import merged
 from gptcli.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,26 @@ class ModelDir:
 def save_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor], tokenizer: Tokenizer | None) -> None:
     """Write a model directory's files into `folder`, which exists. The weights are named as GPT's parameters."""
     write_tensors(folder / WEIGHTS, weights)
+    _write_config(folder, config, tokenizer)
+
+
+def save_adapter(
+    folder: Path,
+    config: ModelConfig,
+    lora: LoraBlock,
+    adapter: Mapping[str, Tensor],
+    tokenizer: Tokenizer | None,
+    *,
+    base: Path,
+) -> None:
+    """The same for a model that is an adapter to the one in `base`; `peft` reads these files too."""
+    tree, tensors = to_peft(config, lora, adapter, str(base.resolve()))
+    write_tensors(folder / ADAPTER, tensors)
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+    _write_config(folder, config, tokenizer)
+
+
+def _write_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
     tree = {"format": "gptcli", "format_version": FORMAT_VERSION, **to_tree(config)}
     write_json(folder / CONFIG, tree)
     if tokenizer is not None:
@@ -62,9 +90,13 @@ def read_config(folder: Path) -> ModelConfig:
 
 
 def read_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
-    """All tensors by name, their names and shapes checked against the config. Raises UserError."""
-    file = folder / WEIGHTS
-    tensors = read_tensors(file)
+    """All tensors by name, their names and shapes checked against the config; an adapter is merged into its base.
+    Raises UserError."""
+    if is_adapter(folder):
+        file, tensors = folder / ADAPTER, _read_merged(folder, config)
+    else:
+        file = folder / WEIGHTS
+        tensors = read_tensors(file)
     with torch.device("meta"):
         expected = {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
     if missing := sorted(expected.keys() - tensors.keys()):
@@ -75,6 +107,30 @@ def read_weights(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
         if tuple(tensors[name].shape) != shape:
             raise UserError(f"{file}: {name} is {tuple(tensors[name].shape)}, config.json says {shape}")
     return tensors
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / ADAPTER).is_file()
+
+
+def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Tensor], float]:
+    """An adapter's tensors under our names, and what its updates are multiplied by."""
+    file = folder / ADAPTER_CONFIG
+    tree = read_json(file, missing=f"{file}: missing; this checkpoint is not complete")
+    return from_peft(config, tree, read_tensors(folder / ADAPTER), str(folder))
+
+
+def _read_merged(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+    file = folder / ADAPTER_CONFIG
+    base = Path(read_json(file, missing=f"{file}: missing")["base_model_name_or_path"])
+    if not (base / CONFIG).is_file():
+        raise UserError(f"{file}: base_model_name_or_path: no checkpoint at {base}; put it back, or name its new place")
+    base_config = read_config(base)
+    weights = read_weights(base, base_config)
+    base_config, weights, _ = extend_context(base_config, weights, config.context_length)
+    assert config.vocab_size is not None
+    _, weights = extend_vocab(base_config, weights, config.vocab_size)
+    return merged(config, weights, *read_adapter(folder, config))
 
 
 def open_model_dir(folder: str | Path) -> ModelDir:

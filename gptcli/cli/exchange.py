@@ -58,6 +58,7 @@ def export(
         Path | None, typer.Option("--out", "-o", metavar="PATH", help="A directory (hf) or file (gguf).")
     ] = None,
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="fp32|fp16|bf16", help="Left out: as stored.")] = None,
+    merge: Annotated[bool, typer.Option("--merge", help="Work a LoRA adapter into its base.")] = False,
     no_check: NoCheck = False,
     checkpoint: options.Checkpoint = None,
     json: options.Json = False,
@@ -68,7 +69,7 @@ def export(
     gpt export runs/quickstart --format hf -o out/
     """
     from gptcli.cli.checkpoint import pick_checkpoint
-    from gptcli.exchange.transfer import DTYPES, EXPORTS
+    from gptcli.exchange.transfer import DTYPES, EXPORTS, refuse_unmerged
 
     if format not in EXPORTS:
         raise UserError(f"--format {format}: expected {' or '.join(EXPORTS)}")
@@ -77,6 +78,7 @@ def export(
     if out is None:
         raise UserError("gpt export: needs -o, a directory (hf) or a file (gguf)")
     chosen = pick_checkpoint(checkpoint_ or checkpoint, quiet=quiet)
+    refuse_unmerged(chosen, merge=merge)
     _report(EXPORTS[format](chosen, out, dtype=dtype, check_logits=not no_check), json, quiet)
 
 

@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from gptcli import __version__
+from gptcli.cli.data import data
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command()(tokenize)
 app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
+app.command("sft")(training_verb("sft", "Teach a model to answer, from conversations.\n\ngpt sft -r sft.yaml"))
 app.command()(generate)
 app.command()(serve)
 app.command("eval")(evaluate)
@@ -42,6 +44,7 @@ app.add_typer(inspect, name="inspect")
 app.command()(plan)
 app.command("import")(import_)
 app.command()(export)
+app.add_typer(data, name="data")
 app.add_typer(recipes, name="recipes")
 
 

@@ -27,7 +27,7 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = (), *, stag
     path = find_recipe(name_or_path)
     tree = read_yaml(path)
     for override in overrides:
-        _apply_override(tree, override)
+        apply_override(tree, override)
     recipe = build_recipe(tree, where=path.name, stage=stage)
     if recipe.run.name is None:
         recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, name=path.stem))
@@ -75,7 +75,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Put key.sub=value into plain data."""
     dotted, equals, text = override.partition("=")
     if not equals or not dotted:
         raise UserError(f"--set {override}: write it as key.sub=value")

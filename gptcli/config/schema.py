@@ -116,7 +116,8 @@ class RunBlock:
 
 @dataclass(frozen=True, kw_only=True)
 class MixturePart:
-    path: str = key(..., "a directory made by `gpt tokenize -o`")
+    path: str | None = key(None, "a directory made by `gpt tokenize -o`")
+    source: list[str] = key([], "instead: files, folders, ... as data.source; tokenized once")
     weight: float = key(..., "this part's share of the rows, relative to the others", gt=0)
 
 
@@ -128,12 +129,13 @@ class DataBlock:
     source: list[str] = key([], "files, folders, globs, -, python-stdlib, hf:NAME[:CONFIG][:SPLIT]; tokenized once")
     train: list[str] = key([], "sources of the training part alone")
     val: list[str] = key([], "sources of the validation part alone")
-    mixture: list[MixturePart] = key([], "tokenized directories and their weights")
+    mixture: list[MixturePart] = key([], "tokenized directories or sources, and their weights")
     val_fraction: float = key(0.05, "share of the documents held out", ge=0, lt=1)
     split: Literal["hash", "tail"] = key(
         "hash", "hash: by document, so that adding documents moves none; tail: the end"
     )
     text_key: str = key("text", "the column that holds the text in JSONL and Parquet")
+    columns: dict[str, str] = key({}, "of examples, where a file's columns have other names: ours -> the file's")
     skip_bad: bool = key(False, "leave out bad lines and files, and count them, instead of stopping")
 
 
@@ -250,6 +252,25 @@ class LoraBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SFTBlock:
+    template: str = key(
+        "auto",
+        "auto: the checkpoint's chat template, chatml where it has none; chatml; none: prompt and response as they "
+        "are; or a Jinja file",
+    )
+    train_on: Literal["assistant", "last_assistant", "all"] = key(
+        "assistant", "whose tokens count: every answer's, the last answer's, or all; an answer's end counts with it"
+    )
+    stop_token: str | None = key(
+        None, "the token that ends an answer, and so generation; left out: <|im_end|> of chatml, else end-of-text"
+    )
+    packing: bool = key(True, "several conversations in a row, none of which sees another")
+    truncation: Literal["refuse", "skip", "left"] = key(
+        "refuse", "of a conversation longer than a row: stop; leave it out; or cut its beginning, never its last answer"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FinetuneBlock:
     task: Literal["classification", "entailment", "similarity", "multiple_choice"] = key(..., "GPT-1's input transform")
     lm_coef: float = key(0.5, "weight of the auxiliary language-model loss", ge=0)
@@ -313,6 +334,7 @@ class Recipe:
     optim: OptimBlock = key(OptimBlock(), "how to step")
     train: TrainBlock = key(..., "how long, how large, how often")
     parallel: Literal["none", "ddp", "fsdp", "tp"] | ParallelSizes = key("ddp", "layout over several processes")
+    lora: LoraBlock | None = key(None, "with init_from: train low-rank updates instead of all weights")
     sampling: SamplingParams = key(SamplingParams(), "how samples and rollouts are drawn")
 
 
@@ -323,13 +345,12 @@ class PretrainRecipe(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class SFTRecipe(Recipe):
-    lora: LoraBlock | None = key(None, "train low-rank updates instead of all weights")
+    sft: SFTBlock = key(SFTBlock(), "how conversations become rows")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneRecipe(Recipe):
     finetune: FinetuneBlock = key(..., "the task head")
-    lora: LoraBlock | None = key(None, "train low-rank updates instead of all weights")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +367,6 @@ class PPORecipe(Recipe):
 @dataclass(frozen=True, kw_only=True)
 class DPORecipe(Recipe):
     dpo: DPOBlock = key(DPOBlock(), "direct preference optimization")
-    lora: LoraBlock | None = key(None, "train low-rank updates instead of all weights")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from gptcli.config.schema import DataBlock, ModelConfig, OptimBlock, Recipe, SamplingParams, TrainBlock
+from gptcli.config.schema import DataBlock, ModelConfig, OptimBlock, Recipe, SamplingParams, SFTRecipe, TrainBlock
 from gptcli.errors import UserError
 
 
 def validate(recipe: Recipe, where: str) -> None:
     """Raises UserError, one line, for the first contradiction found."""
+    if isinstance(recipe, SFTRecipe) and recipe.init_from is None:
+        raise UserError(f"{where}: init_from: missing; sft goes on from a trained model (-s init_from=runs/NAME)")
     if (recipe.model is None) == (recipe.init_from is None):
         raise UserError(f"{where}: model, init_from: give exactly one of them")
     if recipe.context_length is not None and recipe.init_from is None:
         raise UserError(f"{where}: context_length: belongs to init_from; a new model's is model.context_length")
-    if recipe.tokenizer is None and recipe.model is not None and recipe.data.path is None and not recipe.data.mixture:
+    if recipe.lora is not None and recipe.init_from is None:
+        raise UserError(f"{where}: lora: updates a trained model; name one with init_from")
+    if recipe.lora is not None and recipe.optim.name == "muon":
+        raise UserError(f"{where}: optim.name: muon is for whole matrices, not for lora's; use adamw")
+    if recipe.tokenizer is None and recipe.model is not None and _has_text(recipe.data):
         raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
     for problem in (
         _model_problem(recipe.model),
@@ -59,10 +65,18 @@ def _model_problem(m: ModelConfig | None) -> str | None:
     return None
 
 
+def _has_text(d: DataBlock) -> bool:
+    """Whether something is still to be tokenized."""
+    return d.path is None and (not d.mixture or any(part.source for part in d.mixture))
+
+
 def _data_problem(d: DataBlock) -> str | None:
     given = [k for k in ("path", "source", "train", "mixture") if getattr(d, k)]
     if len(given) > 1:
         return f"data.{given[0]}, data.{given[1]}: give one of path, source, train + val, mixture"
+    for number, part in enumerate(d.mixture):
+        if (part.path is None) == (not part.source):
+            return f"data.mixture[{number}]: give a path or a source, one of them"
     if d.val and not d.train:
         return "data.val: needs data.train beside it"
     return None

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from gptcli.config.plan import TrainPlan
 from gptcli.contracts import IGNORE_INDEX, Batch
-from gptcli.data.rows import MixtureRows, TokenRows
+
+
+class Rows(Protocol):
+    """Rows by their number over the whole training."""
+
+    def get(self, rows: np.ndarray) -> Any: ...
 
 
 def lm_batch(rows: np.ndarray) -> Batch:
@@ -21,26 +26,45 @@ def lm_batch(rows: np.ndarray) -> Batch:
     return Batch({"tokens": ids[:, :-1].contiguous(), "targets": targets}, weight=weight, tokens=targets.numel())
 
 
-class PretrainSource:
-    """Rows `rows_seen`, `rows_seen` + 1, ... of the derived order; each rank takes every dp_size-th."""
+class RowSource:
+    """Rows `rows_seen`, `rows_seen` + 1, ... of the derived order; each rank takes every dp_size-th.
 
-    def __init__(self, rows: TokenRows | MixtureRows, plan: TrainPlan, dp_rank: int = 0) -> None:
-        self._rows, self._plan, self._dp_rank = rows, plan, dp_rank
+    `collate` makes a micro-batch of some rows."""
+
+    def __init__(self, rows: Rows, plan: TrainPlan, collate: Callable[[Any], Batch], dp_rank: int = 0) -> None:
+        self._rows, self._plan, self._collate, self._dp_rank = rows, plan, collate, dp_rank
         self.rows_seen = 0
 
-    def next_step(self) -> list[Batch]:
-        plan = self._plan
-        count = plan.rows_at(self.rows_seen * plan.seq_len)
-        numbers = np.arange(self.rows_seen + self._dp_rank, self.rows_seen + count, plan.dp_size)
+    def next_numbers(self) -> np.ndarray:
+        """The rows of the next step, over all ranks; moves on."""
+        count = self._plan.rows_at(self.rows_seen * self._plan.seq_len)
         self.rows_seen += count
-        ids = self._rows.get(numbers)
-        return [lm_batch(ids[i : i + plan.micro_batch_size]) for i in range(0, len(ids), plan.micro_batch_size)]
+        return np.arange(self.rows_seen - count, self.rows_seen)
+
+    def next_step(self) -> list[Batch]:
+        rows = self._rows.get(self.next_numbers()[self._dp_rank :: self._plan.dp_size])
+        micro = self._plan.micro_batch_size
+        return [self._collate(rows[i : i + micro]) for i in range(0, len(rows), micro)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows_seen": self.rows_seen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rows_seen = int(state["rows_seen"])
+
+
+class PretrainSource(RowSource):
+    def __init__(self, rows: Rows, plan: TrainPlan, dp_rank: int = 0) -> None:
+        super().__init__(rows, plan, lm_batch, dp_rank)
+
+
+def shared_evenly(
+    chosen: Sequence[Any], empty: Any, collate: Callable[[Any], Batch], micro: int, rank: int, size: int
+) -> list[Batch]:
+    """This rank's batches of some held-out rows: equally many on every rank, the last filled up with `empty` rows."""
+    mine = [*chosen[rank::size]]
+    mine += [empty] * (-(-len(chosen) // size) - len(mine))
+    return [collate(mine[i : i + micro]) for i in range(0, len(mine), micro)]
 
 
 class HeldOutRows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -67,7 +67,8 @@ def prepare(
     if data.path is not None:
         return TrainingData([open_tokens(data.path)], [1.0])
     if data.mixture:
-        parts = [open_tokens(part.path) for part in data.mixture]
+        blocks = [replace(data, mixture=[], path=part.path, source=part.source) for part in data.mixture]
+        parts = [p for b in blocks for p in prepare(b, tokenizer_spec, cache=cache, say=say, advance=advance).parts]
         if len({p.tokenizer.hash for p in parts}) > 1:
             raise UserError("data.mixture: its parts were made with different tokenizers")
         return TrainingData(parts, [part.weight for part in data.mixture])

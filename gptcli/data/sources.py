@@ -58,9 +58,9 @@ class SourceReader:
             elif spec.startswith(HUB):
                 local = Path(spec.removeprefix(HUB).split(":")[0])
                 files = sorted(p for p in local.rglob("*") if p.is_file()) if local.is_dir() else []
-                out.append([spec, [_stamp(path) for path in files]])
+                out.append([spec, [stamp(path) for path in files]])
             else:
-                out += [_stamp(path) for path in list_files(spec)]
+                out += [stamp(path) for path in list_files(spec)]
         return out
 
     def _read(self, spec: str) -> Iterator[str]:
@@ -75,7 +75,7 @@ class SourceReader:
     def _read_stdin(self) -> list[str]:
         if self._stdin is None:
             data = sys.stdin.buffer.read()
-            self._stdin = [_decode(data, "<stdin>")]
+            self._stdin = [decode(data, "<stdin>")]
         return self._stdin
 
     def _read_file(self, path: Path) -> Iterator[str]:
@@ -86,7 +86,7 @@ class SourceReader:
             elif kind == ".jsonl":
                 yield from self._read_jsonl(path)
             else:
-                yield _decode(_read_bytes(path), str(path))
+                yield decode(read_bytes(path), str(path))
         except UserError as error:
             self._bad(error)
 
@@ -151,15 +151,16 @@ def _lines(stream: IO[bytes], path: Path) -> Iterator[bytes]:
         raise UserError(f"{path}: damaged or cut short ({error})") from error
 
 
-def list_files(spec: str) -> list[Path]:
-    """The files a path, folder, glob or `python-stdlib` stands for, sorted. Raises UserError if there are none."""
+def list_files(spec: str, kinds: tuple[str, ...] = (*PLAIN, ".jsonl", ".parquet")) -> list[Path]:
+    """The files a path, folder, glob or `python-stdlib` stands for, sorted; of a folder those of `kinds`, compressed
+    or not. Raises UserError if there are none."""
     if spec == STDLIB:
         return stdlib_files()
     path = Path(spec).expanduser()
     if path.is_dir():
-        files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in (*PLAIN, ".jsonl", ".parquet"))
+        files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in kinds)
         if not files:
-            raise UserError(f"{spec}: no .txt, .md, .py, .jsonl[.gz|.zst] or .parquet file in this folder")
+            raise UserError(f"{spec}: no {', '.join(kinds)} file (or .gz, .zst of one) in this folder")
         return files
     if path.exists():
         return [path]
@@ -194,7 +195,8 @@ def open_bytes(path: Path) -> IO[bytes]:
         raise UserError(f"{path}: {error.strerror or error}") from error
 
 
-def _read_bytes(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
+    """All of a file, unpacked. Raises UserError where it is damaged."""
     with open_bytes(path) as stream:
         try:
             return stream.read()
@@ -207,7 +209,8 @@ def has_surrogates(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def _decode(data: bytes, name: str) -> str:
+def decode(data: bytes, name: str) -> str:
+    """The bytes as text. Raises UserError naming the line that is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -218,7 +221,7 @@ def _decode(data: bytes, name: str) -> str:
         ) from None
 
 
-def _stamp(path: Path) -> list[Any]:
+def stamp(path: Path) -> list[Any]:
     status = path.stat()
     return [str(path.resolve()), status.st_size, status.st_mtime_ns]
 
@@ -228,13 +231,20 @@ def suffix(path: Path) -> str:
     return Path(path.stem).suffix if path.suffix in COMPRESSED else path.suffix
 
 
-def _read_parquet(path: Path, text_key: str) -> Iterator[str]:
+def open_parquet(path: Path) -> Any:
+    """A pyarrow ParquetFile."""
     import pyarrow.parquet
 
     try:
-        file = pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path)
     except Exception as error:  # pyarrow's own exceptions have no common base but Exception
         raise UserError(f"{path}: not a Parquet file ({error})") from error
+
+
+def _read_parquet(path: Path, text_key: str) -> Iterator[str]:
+    import pyarrow
+
+    file = open_parquet(path)
     names = file.schema_arrow.names
     if text_key not in names:
         raise UserError(
@@ -249,7 +259,15 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[str]:
 
 
 def _read_hub(spec: str, text_key: str) -> Iterator[str]:
-    """hf:NAME[:CONFIG][:SPLIT], streamed; NAME may also be a local dataset folder."""
+    for row in hub_rows(spec):
+        if not isinstance(row.get(text_key), str):
+            hint = nearest(text_key, list(row)) if text_key not in row else " (it holds something else)"
+            raise UserError(f"{spec}: no text column {text_key!r}{hint}")
+        yield row[text_key]
+
+
+def hub_rows(spec: str) -> Iterator[dict[str, Any]]:
+    """The rows of hf:NAME[:CONFIG][:SPLIT], streamed; NAME may also be a local dataset folder."""
     import datasets
 
     name, config, split = ([*spec.removeprefix(HUB).split(":"), "", ""])[:3]
@@ -262,13 +280,6 @@ def _read_hub(spec: str, text_key: str) -> Iterator[str]:
             f"use text of your own or the embedded one: -s 'data.source=[{STDLIB}]'"
         )
     try:
-        rows = datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
-        for row in rows:
-            if not isinstance(row.get(text_key), str):
-                hint = nearest(text_key, list(row)) if text_key not in row else " (it holds something else)"
-                raise UserError(f"{spec}: no text column {text_key!r}{hint}")
-            yield row[text_key]
-    except UserError:
-        raise
+        yield from datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
     except Exception as error:  # datasets raises many kinds
         raise UserError(f"data.source {spec}: {error}") from error

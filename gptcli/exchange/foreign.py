@@ -1,7 +1,8 @@
-"""Reading other people's checkpoints: Hugging Face directories and nanoGPT's ckpt.pt. Nothing here unpickles."""
+"""Reading other people's checkpoints: Hugging Face and peft directories, nanoGPT's ckpt.pt. Nothing here unpickles."""
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ from gptcli.errors import UserError
 from gptcli.exchange import llama2c
 from gptcli.model.convert.families import config_from, family_of, strip
 from gptcli.model.convert.layouts import NANOGPT, to_ours
-from gptcli.modeldir import CONFIG, read_json, read_tensors
+from gptcli.model.lora import merged
+from gptcli.modeldir import ADAPTER, ADAPTER_CONFIG, CONFIG, read_adapter, read_json, read_tensors
 from gptcli.tokenizer import Tokenizer
 from gptcli.tokenizer.resolve import from_path
 
@@ -47,6 +49,8 @@ def read_foreign(source: str, *, tokenizer: str | None = None) -> Foreign:
         path = hub.fetch_model(source)
     if path.is_dir() and (path / CONFIG).is_file():
         return _read_hugging_face(path, tokenizer)
+    if path.is_dir() and (path / ADAPTER).is_file():
+        return _read_peft(path, tokenizer)
     if path.is_dir() and (path / "ckpt.pt").is_file():
         path = path / "ckpt.pt"
     if path.is_dir():
@@ -77,6 +81,17 @@ def _read_hugging_face(folder: Path, tokenizer: str | None) -> Foreign:
     else:
         found, notes = _tokenizer_of(folder, tree)
     return Foreign(folder, f"Hugging Face {family.model_type}", config, weights, found, notes, hugging_face=True)
+
+
+def _read_peft(folder: Path, tokenizer: str | None) -> Foreign:
+    """An adapter of the peft library, merged into the model that it names."""
+    file = folder / ADAPTER_CONFIG
+    base = read_json(file, missing=f"{file}: missing").get("base_model_name_or_path")
+    if not isinstance(base, str):
+        raise UserError(f"{file}: base_model_name_or_path: missing; name the model that this adapter belongs to")
+    whole = read_foreign(base, tokenizer=tokenizer)
+    weights = merged(whole.config, whole.weights, *read_adapter(folder, whole.config))
+    return dataclasses.replace(whole, path=folder, format="peft", weights=weights)
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:

@@ -25,6 +25,7 @@ from gptcli.modeldir import (
     CONFIG,
     WEIGHTS,
     ModelDir,
+    is_adapter,
     load_model,
     model_of,
     open_model_dir,
@@ -156,6 +157,14 @@ def export_gguf(checkpoint: Path, out: Path, *, dtype: str | None, check_logits:
         with contextlib.suppress(FileNotFoundError):
             work.unlink()
     return Transfer(out, "GGUF", count_params(config), proof, notes)
+
+
+def refuse_unmerged(checkpoint: Path, *, merge: bool) -> None:
+    if is_adapter(checkpoint) and not merge:
+        raise UserError(
+            f"{checkpoint}: holds an adapter; --merge exports it worked into its base "
+            "(peft reads the checkpoint as it is)"
+        )
 
 
 EXPORTS: dict[str, Callable[..., Transfer]] = {"hf": export_hugging_face, "gguf": export_gguf}

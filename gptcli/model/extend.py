@@ -1,4 +1,4 @@
-"""A longer context for a model that was trained with a shorter one."""
+"""A longer context, or a larger vocabulary, for a model that was trained with less."""
 
 from __future__ import annotations
 
@@ -40,3 +40,21 @@ def extend_context(
             f"rotary positions are divided by {length / old:g}",
         )
     return longer, out, f"positions ({config.position}) go on as they are"
+
+
+def extend_vocab(
+    config: ModelConfig, weights: Mapping[str, Tensor], vocab_size: int
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights with rows for new tokens at the end. Each begins as the mean of the known ones (Hewitt 2021,
+    "Initializing New Word Embeddings"): as likely as an average token, so that nothing else's odds change much."""
+    old, out = config.vocab_size, dict(weights)
+    assert old is not None
+    assert vocab_size >= old
+    larger = dataclasses.replace(config, vocab_size=vocab_size)
+    for name in ("wte.weight", "lm_head.weight"):
+        if name in weights and vocab_size > old:
+            known = weights[name][:old]
+            table = known.mean(0).repeat(larger.padded_vocab, 1)
+            table[:old] = known
+            out[name] = table
+    return larger, out

@@ -11,15 +11,16 @@ import torch
 
 from gptcli.config.gpus import has_cpp_compiler, machine_memory
 from gptcli.config.load import dump_recipe
-from gptcli.config.memory import USABLE, StepShape, state_bytes
+from gptcli.config.memory import USABLE, StepShape, state_bytes, weight_bytes
 from gptcli.config.plan import TrainPlan, make_plan, pick_micro_batch
 from gptcli.config.schema import ModelConfig, ParallelSizes, Recipe
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.files import publish_text
 from gptcli.model import GPT
-from gptcli.model.extend import extend_context
-from gptcli.modeldir import load_model, model_of, open_model_dir, read_weights
+from gptcli.model.extend import extend_context, extend_vocab
+from gptcli.model.lora import add_lora, load_adapter
+from gptcli.modeldir import load_model, model_of, open_model_dir, read_adapter, read_weights
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
 
@@ -59,15 +60,26 @@ def start_model(
             f"{checkpoint}: the data has changed since this checkpoint, so a resume would not be exact; "
             f"start a new run from its weights with -s init_from={checkpoint}"
         )
-    return load_model(open_model_dir(checkpoint), device=runtime.device).train(), training
+    if recipe.lora is None:
+        return load_model(open_model_dir(checkpoint), device=runtime.device).train(), training
+    model = build_model(recipe, tokenizer, runtime, say)
+    load_adapter(model, read_adapter(checkpoint, model.config)[0])
+    return model, training
+
+
+def pinned(recipe: Recipe) -> Recipe:
+    """The recipe with the checkpoint that init_from means now, so that a resume finds the same base."""
+    if recipe.init_from is None:
+        return recipe
+    return dataclasses.replace(recipe, init_from=str(find_checkpoint(recipe.init_from)))
 
 
 def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]) -> GPT:
     """A fresh model from the recipe's seed, or one that starts from other weights (init_from)."""
     if recipe.init_from is not None:
-        return _model_from(recipe, recipe.init_from, runtime, say)
+        return _model_from(recipe, recipe.init_from, tokenizer, runtime, say)
     config = resolve_model_config(recipe, tokenizer)
-    refuse_what_cannot_fit(config, recipe.optim.name, runtime)
+    refuse_what_cannot_fit(config, recipe, runtime)
     with torch.device("meta"):
         model = GPT(config)
     model.to_empty(device=runtime.device)
@@ -75,8 +87,11 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Cal
     return model
 
 
-def _model_from(recipe: Recipe, init_from: str, runtime: Runtime, say: Callable[[str], None]) -> GPT:
-    """Another checkpoint's weights, its context stretched if the recipe asks for that."""
+def _model_from(
+    recipe: Recipe, init_from: str, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]
+) -> GPT:
+    """Another checkpoint's weights, its context stretched if the recipe asks for that, its vocabulary grown to the
+    tokenizer's; with lora, frozen beside what is trained."""
     folder = open_model_dir(find_checkpoint(init_from))
     config, weights = folder.config, read_weights(folder.path, folder.config)
     if recipe.context_length is not None:
@@ -87,13 +102,26 @@ def _model_from(recipe: Recipe, init_from: str, runtime: Runtime, say: Callable[
             f"train.seq_len: {recipe.train.seq_len} is more than the {config.context_length} tokens of context of "
             f"{init_from}; -s context_length={recipe.train.seq_len} stretches it"
         )
-    refuse_what_cannot_fit(config, recipe.optim.name, runtime)
-    return model_of(config, weights, device=runtime.device).train()
+    assert config.vocab_size is not None
+    known = config.vocab_size if folder.tokenizer is None else folder.tokenizer.vocab_size
+    if tokenizer.vocab_size > known:
+        larger = max(tokenizer.vocab_size, config.vocab_size)
+        config, weights = extend_vocab(dataclasses.replace(config, vocab_size=known), weights, larger)
+        say(f"{init_from}: {tokenizer.vocab_size - known} new tokens; their embeddings begin as the mean of all")
+    refuse_what_cannot_fit(config, recipe, runtime)
+    model = model_of(config, weights, device=runtime.device).train()
+    if recipe.lora is not None:
+        new_tokens = range(known, model.vocab_size) if tokenizer.vocab_size > known else range(0)
+        add_lora(model, recipe.lora, recipe.run.seed, new_tokens=new_tokens)
+    return model
 
 
-def refuse_what_cannot_fit(config: ModelConfig, optimizer: str, runtime: Runtime) -> None:
-    """Raises UserError before a model is built whose training state alone exceeds the memory."""
-    need, have = state_bytes(config, optimizer), total_memory(runtime)
+def refuse_what_cannot_fit(config: ModelConfig, recipe: Recipe, runtime: Runtime) -> None:
+    """Raises UserError before a model is built whose training state alone exceeds the memory; of a frozen base, its
+    weights alone."""
+    frozen = recipe.lora is not None
+    need = weight_bytes(config, ParallelSizes()) if frozen else state_bytes(config, recipe.optim.name)
+    have = total_memory(runtime)
     if have is not None and need > have:
         raise UserError(
             f"model: training it takes {need / 2**30:,.0f} GiB for weights, gradients and optimizer state, and this "

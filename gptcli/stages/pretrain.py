@@ -14,7 +14,7 @@ from gptcli.data.batches import HeldOutRows, PretrainSource
 from gptcli.data.prepare import TrainingData, checkpoint_tokenizer_matches, prepare
 from gptcli.dist.runtime import Runtime, pick_precision
 from gptcli.modeldir import open_model_dir
-from gptcli.stages.build import compile_model, open_run_dir, pick_plan, start_model
+from gptcli.stages.build import compile_model, open_run_dir, pick_plan, pinned, start_model
 from gptcli.stages.console import RunConsole
 from gptcli.stages.run import TrainingRun
 from gptcli.train.checkpoint import find_checkpoint
@@ -31,8 +31,9 @@ def run(
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Train and return the summary. `resume` is a run directory whose latest checkpoint to go on from."""
+    recipe = pinned(recipe)
     with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") if dry_run else nullcontext() as scratch:
-        data = _open_data(recipe, runtime, console, cache=Path(scratch) if scratch else None)
+        data = open_data(recipe, runtime, console, cache=Path(scratch) if scratch else None)
         model, resumed = start_model(recipe, data.tokenizer, data.hash, runtime, console.say, resume=resume)
         dtype = pick_precision(recipe.train.precision, runtime.device)
         plan = pick_plan(recipe, model.config, runtime, console.say, dtype=dtype)
@@ -60,7 +61,8 @@ def run(
         return training.execute()
 
 
-def _open_data(recipe: Recipe, runtime: Runtime, console: RunConsole, *, cache: Path | None) -> TrainingData:
+def open_data(recipe: Recipe, runtime: Runtime, console: RunConsole, *, cache: Path | None) -> TrainingData:
+    """The tokens of the recipe's text; with init_from, in the checkpoint's vocabulary."""
     spec = recipe.tokenizer
     if recipe.init_from is not None and spec is None:
         spec = str(find_checkpoint(recipe.init_from))

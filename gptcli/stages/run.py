@@ -22,12 +22,14 @@ from gptcli.dist.runtime import Runtime
 from gptcli.dist.wrap import parallelize
 from gptcli.errors import GptError
 from gptcli.generate import Engine, complete
+from gptcli.generate.engine import Prompt
 from gptcli.generate.processors import Processors
 from gptcli.model import GPT
-from gptcli.modeldir import save_model
+from gptcli.model.lora import adapter_weights
+from gptcli.modeldir import save_adapter, save_model
 from gptcli.stages.console import RunConsole
 from gptcli.tokenizer import Tokenizer
-from gptcli.train.checkpoint import Training, prune, save_checkpoint
+from gptcli.train.checkpoint import Training, find_checkpoint, prune, save_checkpoint
 from gptcli.train.loop import Every, StepResult, evaluate, train
 from gptcli.train.metrics import Logger, MetricsFile, Speed, TensorBoardLogger, peak_flops, read_metrics
 from gptcli.train.optim import Optimizers
@@ -52,6 +54,7 @@ class TrainingRun:
     objective: Objective
     held_out: Sequence[Batch]
     data_hash: str
+    sample_prompt: Prompt | None = None  # left out: train.sample_prompt as it is
     resumed: Training | None = None
     state: TrainState = field(default_factory=TrainState)
 
@@ -165,7 +168,8 @@ class TrainingRun:
         with self._not_training():
             self.model.eval()
             engine = Engine(self.model, self.tokenizer)
-            completion = complete(engine, [self.recipe.train.sample_prompt], self.recipe.sampling)[0]
+            prompt = self.recipe.train.sample_prompt if self.sample_prompt is None else self.sample_prompt
+            completion = complete(engine, [prompt], self.recipe.sampling)[0]
             self.model.train()
         if self.runtime.is_main:
             row = {"step": result.step, "prompt": completion.prompt, "text": completion.text}
@@ -201,7 +205,13 @@ class TrainingRun:
         return Training(self.state, self.source.state_dict(), optimizer, facts)
 
     def _write_model(self, folder: Path) -> None:
-        save_model(folder, self.model.config, dict(self.model.named_parameters()), self.tokenizer)
+        config, lora = self.model.config, self.recipe.lora
+        if lora is None:
+            save_model(folder, config, dict(self.model.named_parameters()), self.tokenizer)
+            return
+        assert self.recipe.init_from is not None
+        base = find_checkpoint(self.recipe.init_from)
+        save_adapter(folder, config, lora, adapter_weights(self.model), self.tokenizer, base=base)
 
     # ---- beginning and end ------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
@@ -28,6 +29,18 @@ PLAIN_TEMPLATE = """\
 {%- if add_generation_prompt -%}Assistant:{%- endif -%}"""
 PLAIN_STOP = "\nUser:"
 
+# The default of supervised finetuning, after OpenAI's chat markup language, which many open models speak.
+CHATML = """\
+{%- for message in messages -%}
+{{ "<|im_start|>" + message.role + "\n" + message.content + "<|im_end|>\n" }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ "<|im_start|>assistant\n" }}{%- endif -%}"""
+CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
+# Around what {% generation %} holds, where it is to be found again: characters that are for private use.
+MARKS = ("\ue0f8", "\ue0f9")
+
+GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+
 Message = Mapping[str, Any]  # role and content at least
 
 
@@ -43,11 +56,39 @@ def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: boo
     return bos + tokenizer.encode(text)
 
 
-def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: bool = True) -> str:
-    """The conversation as text. Raises UserError for a template that is broken or refuses these messages."""
+def chat_pieces(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+    """The conversation as text, cut where an answer begins and ends: (piece, whether it is an answer's).
+
+    An answer is what the template marks with {% generation %}; else what its text grows by with that message, after
+    the beginning of a reply. Raises UserError for a template that does not write turn by turn.
+    """
+    if GENERATION_TAG.search(_template_of(tokenizer)):
+        parts = re.split("|".join(MARKS), render_chat(tokenizer, messages, reply=False, marked=True))
+        return [(part, number % 2 == 1) for number, part in enumerate(parts)]
+    text, pieces, at = render_chat(tokenizer, messages, reply=False), [], 0
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = render_chat(tokenizer, messages[:number])
+        after = render_chat(tokenizer, messages[: number + 1], reply=False)
+        end = next((i for i, (a, b) in enumerate(zip(text, after, strict=False)) if a != b), min(len(text), len(after)))
+        if not text.startswith(before) or end <= len(before):
+            raise UserError(
+                f"the chat template does not write turn by turn (messages[{number}]), so what the model is to learn "
+                "cannot be told apart; mark it in the template with {% generation %}"
+            )
+        pieces += [(text[at : len(before)], False), (text[len(before) : end], True)]
+        at = end
+    return [*pieces, (text[at:], False)]
+
+
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: bool = True, marked: bool = False) -> str:
+    """The conversation as text. Raises UserError for a template that is broken or refuses these messages.
+
+    marked: with MARKS around what stands in {% generation %}."""
     roles = {f"{role}_token": token for role, token in tokenizer.special.items()}
     try:
-        template = _compile(PLAIN_TEMPLATE if tokenizer.chat_template is None else tokenizer.chat_template)
+        template = _compile(_template_of(tokenizer), marked)
         return template.render(
             messages=[dict(m) for m in messages], tools=None, documents=None, add_generation_prompt=reply, **roles
         )
@@ -57,17 +98,20 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: boo
         raise UserError(f"the chat template does not take these messages: {error}") from error
 
 
+def _template_of(tokenizer: Tokenizer) -> str:
+    return PLAIN_TEMPLATE if tokenizer.chat_template is None else tokenizer.chat_template
+
+
 def chat_stop(tokenizer: Tokenizer) -> list[str]:
     """Strings that end an answer, beside end-of-text."""
     return [PLAIN_STOP] if tokenizer.chat_template is None else []
 
 
 @lru_cache(maxsize=8)
-def _compile(template: str) -> jinja2.Template:
+def _compile(template: str, marked: bool) -> jinja2.Template:
     """A template is a stranger's code: it runs in a sandbox and sees plain data only."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, loopcontrols]
-    )
+    block = _MarkedGenerationBlock if marked else _GenerationBlock
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[block, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _raise, "strftime_now": _strftime_now}
     return environment.from_string(template)
@@ -81,7 +125,16 @@ class _GenerationBlock(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.Scope(body, lineno=line)
+        return nodes.Scope(self.around(body), lineno=line)
+
+    def around(self, body: list[nodes.Node]) -> list[nodes.Node]:
+        return body
+
+
+class _MarkedGenerationBlock(_GenerationBlock):
+    def around(self, body: list[nodes.Node]) -> list[nodes.Node]:
+        begin, end = (nodes.Output([nodes.TemplateData(mark)]) for mark in MARKS)
+        return [begin, *body, end]
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, **more: Any) -> str:

@@ -48,6 +48,7 @@ class Tokenizer:
         if special is None:
             special = {"eos": END_OF_TEXT} if END_OF_TEXT in added else {}
         self.special = {role: token for role, token in special.items() if backend.token_to_id(token) is not None}
+        self.special_texts = frozenset(added) | frozenset(self.special.values())
         self.special_ids = frozenset(added.values()) | {backend.token_to_id(t) for t in self.special.values()}
         self.alphabet = _alphabet(backend)  # of a char tokenizer, else None
 
@@ -94,6 +95,19 @@ class Tokenizer:
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         special = {**self.special, role: token}
         return Tokenizer(backend, special, self.normalizer, chat_template=self.chat_template)
+
+    def for_chat(self, template: str | None, tokens: Sequence[str], stop_token: str | None) -> Tokenizer:
+        """The same tokenizer with a chat template and its special tokens: those it does not know yet get the next
+        ids. `stop_token` ends an answer, so it takes the role eos; what had it still begins texts."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        wanted = [*tokens, *([stop_token] if stop_token is not None else [])]
+        backend.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in wanted])
+        special = dict(self.special)
+        if stop_token is not None:
+            if "eos" in special:
+                special.setdefault("bos", special["eos"])
+            special["eos"] = stop_token
+        return Tokenizer(backend, special, self.normalizer, chat_template=template)
 
     @property
     def hash(self) -> str:
@@ -178,7 +192,7 @@ class Tokenizer:
         if self.alphabet is None:
             return
         if parse_special:
-            for token in self.special.values():
+            for token in sorted(self.special_texts, key=len, reverse=True):
                 text = text.replace(token, "")
         if unknown := set(text) - self.alphabet:
             raise UserError(f"character {min(unknown)!r} is not in this character tokenizer's vocabulary")

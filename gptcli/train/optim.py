@@ -66,7 +66,7 @@ class Optimizers:
 def make_optimizer(model: nn.Module, optim: OptimBlock, hidden_matrices: Iterable[str] = ()) -> Optimizers:
     """The recipe's optimizer over the model's trainable parameters."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    hidden = set(hidden_matrices) if optim.name == "muon" else set()
+    hidden = set(hidden_matrices) & named.keys() if optim.name == "muon" else set()
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     for name, p in named.items():

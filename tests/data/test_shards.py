@@ -269,6 +269,15 @@ def test_a_source_is_tokenized_once(tmp_path, monkeypatch):
     assert len(said) == 2
 
 
+def test_mixture_of_sources_and_directories(tmp_path):
+    write(tmp_path / "a", PAIRS)
+    (tmp_path / "b.txt").write_text("zehn Worte")
+    parts = [MixturePart(path=str(tmp_path / "a"), weight=1), MixturePart(source=[str(tmp_path / "b.txt")], weight=3)]
+    data = prepare(DataBlock(mixture=parts, val_fraction=0.5), "bytes")
+    assert data.weights == [1, 3]
+    assert data.held_out().tolist() == [*b"zwei", EOT, *b"Worte"]
+
+
 def test_mixture_of_tokenized_directories(tmp_path):
     write(tmp_path / "a", PAIRS)
     write(tmp_path / "b", PAIRS[:2])
