@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from gptcli import __version__
+from gptcli.cli.chat import chat
 from gptcli.cli.data import data
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
@@ -38,6 +39,7 @@ app.command()(tokenize)
 app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
 app.command("sft")(training_verb("sft", "Teach a model to answer, from conversations.\n\ngpt sft -r sft.yaml"))
 app.command()(generate)
+app.command()(chat)
 app.command()(serve)
 app.command("eval")(evaluate)
 app.add_typer(inspect, name="inspect")
