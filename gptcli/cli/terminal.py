@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from gptcli.generate.chat import Answer, Chat
 
 PROMPT, MORE = "> ", "… "
+# Control characters as their pictures: what a model writes must not command the terminal.
+VISIBLE = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {127: 0x2421}
+VISIBLE |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 
 
 class Terminal:
@@ -174,7 +177,7 @@ def _path(text: str, command: str) -> Path:
 
 
 def _write(text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(text.translate(VISIBLE) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 
