@@ -9,6 +9,7 @@ from typing import NoReturn
 import typer
 
 from gptcli import __version__
+from gptcli.cli.chat import chat
 from gptcli.cli.classify import classify
 from gptcli.cli.compare import compare
 from gptcli.cli.data import data
@@ -63,6 +64,7 @@ app.command("rlhf-grpo")(
 )
 app.command("rlhf-label")(label)
 app.command()(generate)
+app.command()(chat)
 app.command()(serve)
 app.command("eval")(evaluate)
 app.command()(compare)

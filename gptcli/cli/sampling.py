@@ -84,6 +84,42 @@ def params_of(context: typer.Context) -> SamplingParams:
     return params
 
 
+def changed_params(params: SamplingParams, text: str) -> SamplingParams:
+    """The same with the `key=value` pairs of a line changed, values in YAML as in a recipe."""
+    import shlex
+
+    import yaml
+
+    from gptcli.config.load import build, to_tree
+    from gptcli.config.schema import SamplingParams
+    from gptcli.config.validate import check_sampling
+
+    tree = to_tree(params)
+    try:
+        for pair in shlex.split(text):
+            key, equals, value = pair.partition("=")
+            if not equals:
+                raise UserError(f"{pair}: write it as key=value, as in temperature=0.7")
+            tree[key] = yaml.safe_load(value)
+    except (ValueError, yaml.YAMLError) as error:
+        raise UserError(f"{text}: not read as key=value ({' '.join(str(error).split())})") from error
+    changed = build(SamplingParams, tree, where="sampling")
+    check_sampling(changed, "sampling")
+    return changed
+
+
+def params_text(params: SamplingParams) -> str:
+    """As `changed_params` reads it."""
+    import json
+    import shlex
+
+    from gptcli.config.load import to_tree
+
+    return " ".join(
+        shlex.quote(f"{key}={json.dumps(value, ensure_ascii=False)}") for key, value in to_tree(params).items()
+    )
+
+
 def _bias(text: str) -> tuple[str, str]:
     token, equals, value = text.rpartition("=")
     if not equals or not token:

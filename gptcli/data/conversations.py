@@ -10,7 +10,7 @@ import numpy as np
 
 from gptcli.errors import UserError, nearest
 from gptcli.tokenizer import Tokenizer
-from gptcli.tokenizer.chat_template import chat_pieces
+from gptcli.tokenizer.chat_template import chat_pieces, special_in
 
 ROLES = ("system", "user", "assistant", "tool")
 Messages = list[dict[str, Any]]
@@ -120,9 +120,8 @@ class ConversationEncoder:
                 raise UserError("sft.template none takes a prompt and a response, and this has other turns")
             return [(messages[0]["content"], False), (messages[1]["content"], True)]
         for number, message in enumerate(messages):
-            for token in self.tokenizer.special_texts:
-                if token in message["content"]:
-                    raise UserError(f"messages[{number}].content: holds {token}, which would be read as that token")
+            if token := special_in(self.tokenizer, message["content"]):
+                raise UserError(f"messages[{number}].content: holds {token}, which would be read as that token")
         return chat_pieces(self.tokenizer, messages)
 
     def _answer_length(self, ids: list[int]) -> int:

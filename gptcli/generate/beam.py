@@ -66,7 +66,7 @@ def beam_search(engine: Engine, prompt: Sequence[int], params: SamplingParams) -
         logprobs = logits.float().log_softmax(-1)
         totals = torch.tensor([b.total for b in beams], device=logits.device)[:, None]
         totals = totals + processors.constrain(logprobs, history)
-        beams, parents, ending = _extend(engine, beams, totals, logprobs, processors.eos_id, params)
+        beams, parents, ending = _extend(engine, beams, totals, logprobs, processors.ends, params)
         ended = sorted(ended + ending, key=lambda b: -b.score)[: params.num_beams]
         if not beams or _settled(beams[0].total, ended, length, params):
             break
@@ -78,7 +78,7 @@ def beam_search(engine: Engine, prompt: Sequence[int], params: SamplingParams) -
 
 
 def _extend(
-    engine: Engine, beams: list[Beam], totals: Tensor, logprobs: Tensor, eos_id: int | None, params: SamplingParams
+    engine: Engine, beams: list[Beam], totals: Tensor, logprobs: Tensor, ends: Sequence[int], params: SamplingParams
 ) -> tuple[list[Beam], list[int], list[Beam]]:
     """One token more, from the totals (beams, V) of all candidates: the beams that go on, their parents' places,
     and the beams that end. Twice as many candidates as beams, so that enough are left when each may end in eos."""
@@ -91,7 +91,7 @@ def _extend(
         parent, token = divmod(place, V)
         ids = (*beams[parent].ids, token)
         score = total / len(ids) ** params.length_penalty
-        reason = _finish_reason(engine, ids, eos_id, params)
+        reason = _finish_reason(engine, ids, ends, params)
         beam = Beam(ids, (*beams[parent].logprobs, logprob), total, score, reason)
         if reason is None and len(going) < params.num_beams:
             going.append(beam)
@@ -101,8 +101,8 @@ def _extend(
     return going, parents, ending
 
 
-def _finish_reason(engine: Engine, ids: tuple[int, ...], eos_id: int | None, params: SamplingParams) -> str | None:
-    if ids[-1] == eos_id:
+def _finish_reason(engine: Engine, ids: tuple[int, ...], ends: Sequence[int], params: SamplingParams) -> str | None:
+    if ids[-1] in ends:
         return "eos"
     if params.stop and engine.tokenizer is not None:
         text = engine.tokenizer.decode(ids, skip_special=True)

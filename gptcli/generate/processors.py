@@ -21,6 +21,7 @@ from gptcli.generate.penalties import (
 )
 from gptcli.generate.sampling import keep_min_p, keep_top_k, keep_top_p, keep_typical
 from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer.chat_template import end_ids
 
 
 class Processors:
@@ -29,7 +30,7 @@ class Processors:
     `grammar` starts each row's Constraint, which bans tokens before all else here (see constrain.py).
     `constrain`: logit bias, repetition, presence and frequency penalties, bans. It needs the rows' History where
     `needs_history` says so, and serves beam search too. `warp`, where a token is drawn: temperature, top-k, top-p,
-    min-p, typical. A row's result depends on that row alone.
+    min-p, typical. A row's result depends on that row alone. `ends` are the ids that end a text.
     """
 
     def __init__(
@@ -41,11 +42,11 @@ class Processors:
     ) -> None:
         """Raises UserError for a bad word, a bias or a constraint that this tokenizer cannot write."""
         self.params = params
-        self.eos_id = None if params.ignore_eos or tokenizer is None else tokenizer.eos_id
+        self.ends = () if params.ignore_eos or tokenizer is None else end_ids(tokenizer)
         self.bias = bias_vector(params, vocab_size, tokenizer, device)
         self.bad_words = bad_sequences(params, tokenizer, device)
-        self.grammar = grammar_of(params, vocab_size, tokenizer, self.eos_id)
-        self.minimum = params.min_new_tokens if self.eos_id is not None else 0
+        self.grammar = grammar_of(params, vocab_size, tokenizer, next(iter(self.ends), None))
+        self.minimum = params.min_new_tokens if self.ends else 0
         self.needs_history = bool(
             params.repetition_penalty != 1.0
             or params.presence_penalty
@@ -75,8 +76,8 @@ class Processors:
         for sequences in self.bad_words:
             logits = ban(logits, ends_sequence(history, sequences, V))
         if self.minimum:
-            is_eos = torch.arange(V, device=logits.device) == self.eos_id
-            logits = ban(logits, is_eos & (history.new < self.minimum)[:, None])
+            is_end = torch.isin(torch.arange(V), torch.tensor(self.ends)).to(logits.device)
+            logits = ban(logits, is_end & (history.new < self.minimum)[:, None])
         if params.no_repeat_ngram:
             logits = ban(logits, ends_repeated_ngram(history, params.no_repeat_ngram, V))
         return logits

@@ -74,7 +74,7 @@ class Row:
     def append(self, token: int) -> str | None:
         """The next id; the finish_reason where it is the last."""
         self.ids.append(token)
-        if token == self.processors.eos_id:
+        if token in self.processors.ends:
             return "eos"
         spent = self.new >= self.request.params.max_new_tokens
         if self.constraint is not None:

@@ -90,7 +90,7 @@ class SpeculativeScheduler:
         left = row.request.params.max_new_tokens - row.new
         for _ in range(min(self.draft_tokens, room, left - 1)):
             q.append(self._propose(row, ids))
-            if ids[-1] == row.processors.eos_id:
+            if ids[-1] in row.processors.ends:
                 break
         return ids, q
 

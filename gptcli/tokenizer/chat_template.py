@@ -107,6 +107,31 @@ def chat_stop(tokenizer: Tokenizer) -> list[str]:
     return [PLAIN_STOP] if tokenizer.chat_template is None else []
 
 
+def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The ids that end a text: end-of-text, and what the chat template writes after an answer where that is another
+    special token, as in Llama 3's (`<|eot_id|>`)."""
+    ends = [i for i in (tokenizer.eos_id, _end_of_turn(tokenizer)) if i is not None]
+    return tuple(dict.fromkeys(ends))
+
+
+def _end_of_turn(tokenizer: Tokenizer) -> int | None:
+    if tokenizer.chat_template is None:
+        return None
+    answer = "An answer."
+    turns = [{"role": "user", "content": "A question."}, {"role": "assistant", "content": answer}]
+    try:
+        _, found, after = render_chat(tokenizer, turns, reply=False).rpartition(answer)
+        ids = tokenizer.encode(after, parse_special=True) if found else []
+    except UserError:  # a template that takes other messages alone
+        return None
+    return next((i for i in ids if i in tokenizer.special_ids), None)
+
+
+def special_in(tokenizer: Tokenizer, text: str) -> str | None:
+    """A special token that `text` would turn into if a chat template wrote it."""
+    return next((token for token in sorted(tokenizer.special_texts) if token in text), None)
+
+
 @lru_cache(maxsize=8)
 def _compile(template: str, marked: bool) -> jinja2.Template:
     """A template is a stranger's code: it runs in a sandbox and sees plain data only."""

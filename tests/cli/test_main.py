@@ -24,6 +24,7 @@ VERBS = (
     "rlhf-dpo",
     "rlhf-grpo",
     "generate",
+    "chat",
     "serve",
     "eval",
     "score",
