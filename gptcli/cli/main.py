@@ -29,10 +29,20 @@ from gptcli.cli.train import training_verb
 from gptcli.cli.weaknesses import memorization, positions
 from gptcli.errors import GptError, UserError
 
-HELP = """The whole life of a GPT from one command line: tokenize, pretrain, generate, evaluate.
+HELP = """The whole life of a GPT from one command line: tokenize, pretrain, finetune, RLHF, generate, evaluate.
 
 --version shows the version; --debug, anywhere, shows the traceback of an error.
 """
+
+TRAINING = (
+    ("pretrain", "Train a language model on text.", "quickstart"),
+    ("sft", "Teach a model to answer, from conversations.", "sft"),
+    ("finetune", "Train a task head: classify, entail, compare, choose.", "finetune-classification"),
+    ("rlhf-reward", "Train a reward model on preferences.", "rlhf-reward"),
+    ("rlhf-ppo", "Train a policy on scores of what it writes, with PPO.", "rlhf-ppo"),
+    ("rlhf-grpo", "The same as rlhf-ppo with GRPO, Dr. GRPO or RLOO.", "rlhf-grpo"),
+    ("rlhf-dpo", "Train a policy on preferences directly.", "rlhf-dpo"),
+)
 
 app = typer.Typer(
     name="gpt",
@@ -43,43 +53,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command()(tokenize)
-app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
-app.command("finetune")(
-    training_verb(
-        "finetune", "Train a task head: classify, entail, compare, choose.\n\ngpt finetune -r finetune-classification"
-    )
-)
-app.command("sft")(training_verb("sft", "Teach a model to answer, from conversations.\n\ngpt sft -r sft.yaml"))
-app.command("rlhf-reward")(
-    training_verb("rlhf-reward", "Train a reward model on preferences.\n\ngpt rlhf-reward -r rlhf-reward.yaml")
-)
-app.command("rlhf-ppo")(
-    training_verb("rlhf-ppo", "Train a policy on scores of what it writes, with PPO.\n\ngpt rlhf-ppo -r rlhf-ppo.yaml")
-)
-app.command("rlhf-dpo")(
-    training_verb("rlhf-dpo", "Train a policy on preferences directly.\n\ngpt rlhf-dpo -r rlhf-dpo.yaml")
-)
-app.command("rlhf-grpo")(
-    training_verb("rlhf-grpo", "The same as rlhf-ppo with GRPO, Dr. GRPO or RLOO.\n\ngpt rlhf-grpo -r rlhf-grpo.yaml")
-)
+for stage, what, recipe in TRAINING:
+    app.command(stage)(training_verb(stage, f"{what}\n\ngpt {stage} -r {recipe}"))
 app.command("rlhf-label")(label)
-app.command()(generate)
-app.command()(chat)
-app.command()(serve)
+for verb in (generate, chat, serve, classify, score, compare, report, doctor, plan, export):
+    app.command()(verb)
 app.command("eval")(evaluate)
-app.command()(compare)
-app.command()(report)
-app.command()(doctor)
+app.command("import")(import_)
 inspect.command()(positions)
 inspect.command()(memorization)
-app.command()(score)
-app.command()(classify)
-app.add_typer(inspect, name="inspect")
-app.command()(plan)
-app.command("import")(import_)
-app.command()(export)
-app.add_typer(data, name="data")
-app.add_typer(recipes, name="recipes")
+for name, group in (("inspect", inspect), ("data", data), ("recipes", recipes)):
+    app.add_typer(group, name=name)
 
 
 def main() -> NoReturn:
