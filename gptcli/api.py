@@ -14,14 +14,13 @@ from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.config.validate import check_sampling
 from gptcli.dist.runtime import pick_device, pick_precision
 from gptcli.errors import UserError
+from gptcli.eval.perplexity import join_documents, stream_logprobs
 from gptcli.generate import Completion, Engine, complete
 from gptcli.generate.completions import Scorer
 from gptcli.generate.pack import pack
-from gptcli.generate.scoring import score_prompt
 from gptcli.model import Output
 from gptcli.modeldir import ModelDir, load_model, open_model_dir
-from gptcli.tokenizer import Tokenizer
-from gptcli.tokenizer.texts import TokenTexts
+from gptcli.tokenizer import StreamDecoder, Tokenizer
 from gptcli.train.checkpoint import find_checkpoint
 
 
@@ -93,13 +92,16 @@ class LoadedModel:
         check_sampling(params, "complete")
         return complete(self.engine, prompts, params, scorer=scorer)
 
-    def score(self, text: str) -> list[TokenScore]:
-        """Each token's log-probability (nats) given all before it; the first follows bos or end-of-text. Raises
-        UserError for a text that exceeds the context."""
-        tokenizer = self.tokenizer
-        start = [] if tokenizer.start_id is None else [tokenizer.start_id]
-        scored, texts = score_prompt(self.engine, start + tokenizer.encode(text)), TokenTexts(tokenizer)
-        return [TokenScore(texts.text(t.id), t.id, t.logprob) for t in scored if t.logprob is not None]
+    def score(self, text: str, *, stride: int | None = None) -> list[TokenScore]:
+        """Each token's log-probability (nats) given all before it, the first given bos or end-of-text. A text beyond
+        the context is read in windows that move on by `stride`, by default half the context, as `gpt eval` does."""
+        ids = join_documents([text], self.tokenizer).ids
+        (logprobs,) = stream_logprobs(self.model, [ids], stride=stride, dtype=self.dtype)
+        stream = StreamDecoder(self.tokenizer, context=ids[:1])
+        texts = [stream.push(i) for i in ids[1:]]
+        if texts:
+            texts[-1] += stream.flush()
+        return [TokenScore(t, i, p) for t, i, p in zip(texts, ids[1:], logprobs.tolist(), strict=True)]
 
     def forward(self, tokens: Tensor, **inputs: Any) -> Output:
         """The model's forward; see `gptcli.model.GPT.forward`."""

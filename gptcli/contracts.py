@@ -46,7 +46,7 @@ class BatchSource(Protocol):
         """The micro-batches of this rank's share of one optimizer step."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position in the data, as JSON."""
+        """The position in the data: JSON, and tensors where no JSON would do."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 

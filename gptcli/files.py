@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+from gptcli.errors import UserError
 
 
 def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
@@ -51,6 +54,18 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_locked(path: Path) -> IO[bytes]:
+    """A file to read and write, made where there is none, and locked until it is closed. Raises UserError where another
+    process has it."""
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"{path}: another process is writing it") from None
+    return file
 
 
 def read_object(file: Path) -> dict[str, Any]:

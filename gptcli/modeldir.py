@@ -65,7 +65,7 @@ def save_adapter(
     """The same for a model that is an adapter to the one in `base`; `peft` reads these files too."""
     tree, tensors = to_peft(config, lora, adapter, str(base.resolve()))
     write_tensors(folder / ADAPTER, tensors)
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(tree, indent=2) + "\n", "utf-8")
+    write_json(folder / ADAPTER_CONFIG, tree)
     _write_config(folder, config, tokenizer)
 
 
@@ -121,8 +121,9 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Tensor], 
 
 
 def _read_merged(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
+    """The adapter in `folder` worked into its base, which is first given the adapter's context and vocabulary."""
     file = folder / ADAPTER_CONFIG
-    base = Path(read_json(file, missing=f"{file}: missing")["base_model_name_or_path"])
+    base = Path(str(read_json(file, missing=f"{file}: missing").get("base_model_name_or_path")))
     if not (base / CONFIG).is_file():
         raise UserError(f"{file}: base_model_name_or_path: no checkpoint at {base}; put it back, or name its new place")
     base_config = read_config(base)

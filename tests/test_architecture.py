@@ -13,7 +13,7 @@ FLOORS = {
     "hub": 1, "tokenizer": 1, "model": 1, "contracts": 1,
     "modeldir": 2, "dist": 2, "data": 2, "generate": 2,
     "train": 3, "exchange": 3,
-    "eval": 4, "inspect": 4,
+    "eval": 4, "inspect": 4, "doctor": 4, "report": 4, "rlhf": 4,
     "stages": 5, "api": 5, "serve": 5,
     "cli": 6,
 }  # fmt: skip

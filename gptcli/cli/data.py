@@ -1,4 +1,4 @@
-"""gpt data show | stats | trace"""
+"""gpt data show | stats | trace | contamination"""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gptcli.cli import options
+from gptcli.cli.contamination import contamination
 
 if TYPE_CHECKING:
     from gptcli.data.view import View
     from gptcli.stages.look import Seen
 
-data = typer.Typer(help="What the training sees: show, stats, trace.", no_args_is_help=True, rich_markup_mode=None)
+data = typer.Typer(
+    help="What the training sees: show, stats, trace, contamination.", no_args_is_help=True, rich_markup_mode=None
+)
+data.command()(contamination)
 
 Target = Annotated[
     str, typer.Argument(metavar="WHAT", help="A tokenized directory, a recipe, or a file of conversations.")

@@ -3,89 +3,214 @@
 from __future__ import annotations
 
 import json as jsonlib
-import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from gptcli.cli import options
 from gptcli.cli.checkpoint import open_checkpoint
-from gptcli.errors import UserError, nearest
+from gptcli.cli.classify import SkipBad, evaluate_head, head_table
+from gptcli.cli.evaluate_show import progress, table, task_list
+from gptcli.errors import UserError
 
-TASKS = ("perplexity", "compression")
+if TYPE_CHECKING:
+    from gptcli.api import LoadedModel
+    from gptcli.eval.results import Result
+    from gptcli.eval.run import Options, Subject
+
+NORMALIZE = ("none", "chars", "bytes", "tokens", "answer-context")
 
 
 def evaluate(
-    task: Annotated[str, typer.Option("--task", metavar="|".join(TASKS), help="What to measure.")] = "perplexity",
+    task: Annotated[
+        str,
+        typer.Option("--task", metavar="NAME,...|FILE", help="What to measure: names (--list), or a task file."),
+    ] = "perplexity",
+    list_tasks: Annotated[
+        bool, typer.Option("--list", help="Name the tasks, their data and figures, and end.")
+    ] = False,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="Text: files, folders, globs, -. Left out: the held-out part of the run's own data."),
+        typer.Option(
+            help="Text (perplexity) or rows: files, folders, globs, -; TASK=FILE for one of several tasks. Left out: "
+            "the held-out part of the run's own data, or the task's data set."
+        ),
     ] = None,
     checkpoint: options.Checkpoint = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option("--num-fewshot", "--k", min=0, help="Solved examples before each item.")
+    ] = None,
+    examples: Annotated[
+        list[str] | None, typer.Option(help="Where they come from; left out: the task's training part, or --data.")
+    ] = None,
+    instruction: Annotated[str, typer.Option(help="Text before everything else.")] = "",
+    normalize: Annotated[
+        str, typer.Option(metavar="|".join(NORMALIZE), help="What acc_norm divides by, as GPT-3 did; acc never does.")
+    ] = "chars",
+    limit: Annotated[int | None, typer.Option(min=1, help="The first so many items of each task or part.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Decides which examples each item gets.")] = 0,
     stride: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens a window moves on; left out: half the context (compression: a quarter)."),
+        typer.Option(
+            min=1, help="Tokens a window moves on; left out: half the context (compression: a quarter, wikitext: all)."
+        ),
     ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of a written answer; left out: the task's.")
+    ] = None,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Read in one go; changes the speed alone.")] = None,
+    harness: Annotated[bool, typer.Option(help="The tasks are lm_eval's (`pip install 'gptcli[harness]'`).")] = False,
+    include: Annotated[Path | None, typer.Option(help="--harness: a folder of task files of one's own.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="A JSON file for the results, item by item; finetune: predictions as JSONL."
+        ),
+    ] = None,
+    skip_bad: SkipBad = False,
     int8: options.Int8 = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
-    """Measure a model on text.
+    """Measure a model: on text, on tasks by name, or on a task file of your own.
 
-    perplexity: per token, and bits per byte. compression: bits per byte beside gzip -9, and xz -9e that was given
-    the training text first, on the run's held-out documents.
+    perplexity: per token, per word, and bits per byte. compression: bits per byte beside gzip -9, and xz -9e that was
+    given the training text first, on the run's held-out documents. finetune: a task head's figures on labelled
+    examples. All else: --list.
     """
-    if task not in TASKS:
-        raise UserError(f"--task {task}: no such task{nearest(task, TASKS)}; known: {', '.join(TASKS)}")
-    if task == "compression" and data:
-        raise UserError("--task compression: compares on the run's own held-out documents, so it takes no --data")
-    loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+    if list_tasks:
+        print("\n".join(task_list()))
+        return
+    if normalize not in NORMALIZE:
+        raise UserError(f"--normalize {normalize}: expected one of {', '.join(NORMALIZE)}")
+    if output is not None and not output.absolute().parent.is_dir():
+        raise UserError(f"{output}: the folder it should be in is missing")
+    if task == "finetune":
+        loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+        row = evaluate_head(loaded, data, output=output, skip_bad=skip_bad, quiet=quiet)
+        row |= {"checkpoint": str(loaded.path), "tokenizer": loaded.tokenizer.hash}
+        print(jsonlib.dumps(row) if json else "\n".join(head_table(row)))
+        return
+    names = [name.strip() for name in task.split(",") if name.strip()]
+    if not harness:
+        check_names(names, data or [])
 
+    from gptcli.eval.results import results_tree, write_results
+    from gptcli.eval.run import Options, Subject
+    from gptcli.eval.scorer import Scorer
+
+    loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+    asked = Options(
+        data=list(data or []), examples=list(examples or []), num_fewshot=num_fewshot, limit=limit, seed=seed,
+        instruction=instruction, normalize=cast(Any, normalize), stride=stride, max_new_tokens=max_new_tokens,
+    )  # fmt: skip
+    settings = {
+        "context_length": loaded.config.context_length, "device": loaded.engine.device.type,
+        "precision": str(loaded.dtype).removeprefix("torch."), "int8": int8,
+    }  # fmt: skip
+    scorer = Scorer(loaded.engine, batch_tokens=batch_tokens)
+    subject = Subject(scorer, str(loaded.path), loaded.tokenizer.hash, settings)
+    if harness:
+        found = run_in_harness(loaded, subject, names, asked, include)
+    else:
+        found = [run(name, loaded, subject, asked, quiet=quiet) for name in names]
+    if output is not None:
+        write_results(output, found)
+    print(jsonlib.dumps(results_tree(found, items=False)) if json else "\n".join(table(found)))
+
+
+def check_names(names: list[str], data: list[str]) -> None:
+    """Before a checkpoint is read: is every task known, and its file in order?"""
+    from gptcli.eval.tasks import find_task
+
+    if not names:
+        raise UserError("--task: names no task; `gpt eval --list` does")
+    if "compression" in names and data_of("compression", data):
+        raise UserError("--task compression: compares on the run's own held-out documents, so it takes no --data")
+    for name in names:
+        if name not in ("perplexity", "compression"):
+            find_task(name)
+
+
+def data_of(name: str, data: list[str]) -> list[str]:
+    """What --data says for a task: TASK=FILE for it, and all that name no task."""
+    from gptcli.eval.tasks import TASKS
+
+    chosen = []
+    for spec in data:
+        before, equals, after = spec.partition("=")
+        if not equals or before not in {*TASKS, "perplexity", name}:
+            chosen.append(spec)
+        elif before == name:
+            chosen.append(after)
+    return chosen
+
+
+def run(name: str, loaded: LoadedModel, subject: Subject, asked: Options, *, quiet: bool) -> Result:
+    from gptcli.eval.run import run_task
+    from gptcli.eval.tasks import find_task
+
+    asked = replace(asked, data=data_of(name, asked.data))
+    if name in ("perplexity", "compression"):
+        return run_on_text(name, loaded, subject, asked, quiet=quiet)
+    if subject.settings["int8"]:
+        loaded.packed(int8=True)
+    with progress(name, quiet) as advance:
+        return run_task(find_task(name), subject, asked, advance)
+
+
+def run_on_text(name: str, loaded: LoadedModel, subject: Subject, asked: Options, *, quiet: bool) -> Result:
+    """perplexity and compression; with int8 also what that costs."""
     from gptcli.data.sources import SourceReader
-    from gptcli.eval.perplexity import measure
+    from gptcli.eval.compression import compressors
+    from gptcli.eval.run import run_perplexity
 
     train: list[str] = []
-    if data:
-        texts = list(SourceReader(list(data)).documents())
+    if asked.data:
+        texts = list(SourceReader(asked.data).documents())
     else:
         train, texts = texts_of_run(loaded.path)
+    texts = texts[: asked.limit]
     if not texts:
-        raise UserError(f"{', '.join(data) if data else loaded.path}: no text to measure on")
+        raise UserError(f"{', '.join(asked.data) or loaded.path}: no text to measure on")
     # A compressor looks back as far as it can; for perplexity half a context is the usual price.
-    stride = stride or max(1, loaded.config.context_length // (4 if task == "compression" else 2))
-    with _progress(quiet) as advance:
-        found = measure(loaded.model, loaded.tokenizer, texts, stride=stride, dtype=loaded.dtype, advance=advance)
-    full = found
-    if int8:
+    stride = asked.stride or max(1, loaded.config.context_length // (4 if name == "compression" else 2))
+    asked = replace(asked, stride=stride)
+    with progress(name, quiet) as advance:
+        found = run_perplexity(texts, subject, asked, advance)
+    if subject.settings["int8"]:
+        full = found.metrics["perplexity"]
         loaded.packed(int8=True)
-        with _progress(quiet) as advance:
-            found = measure(loaded.model, loaded.tokenizer, texts, stride=stride, dtype=loaded.dtype, advance=advance)
-    row: dict[str, Any] = {
-        "task": task,
-        "perplexity": found.perplexity,
-        "bits_per_byte": found.bits_per_byte,
-        "nll": found.nll,
-        "tokens": found.tokens,
-        "bytes": found.bytes,
-        "n": len(texts),
-        "stride": stride,
-        "context_length": loaded.config.context_length,
-        "checkpoint": str(loaded.path),
-        "tokenizer": loaded.tokenizer.hash,
-    }
-    if int8:
-        row |= {"perplexity_unpacked": full.perplexity, "int8_cost": found.perplexity / full.perplexity - 1}
-    if task == "compression":
-        from gptcli.eval.compression import compressors
+        with progress(name, quiet) as advance:
+            found = run_perplexity(texts, subject, asked, advance)
+        cost = {"perplexity_unpacked": full, "int8_cost": found.metrics["perplexity"] / full - 1}
+        found = replace(found, metrics=found.metrics | cost)
+    if name == "compression":
+        bits = {"bits_per_byte": found.metrics["bits_per_byte"], **compressors(train, texts)}
+        found = replace(found, task=name, metrics=bits | found.metrics)
+    return found
 
-        row |= compressors(train, texts)
-    if json:
-        print(jsonlib.dumps(row))
-    else:
-        print("\n".join(_table(row)))
+
+def run_in_harness(
+    loaded: LoadedModel, subject: Subject, names: list[str], asked: Options, include: Path | None
+) -> list[Result]:
+    from gptcli.eval.harness import run_harness
+
+    if asked.data or asked.examples or asked.instruction or asked.stride or asked.max_new_tokens:
+        raise UserError(
+            "--harness: its tasks say where data and examples are and how to ask; leave out --data, --examples, "
+            "--instruction, --stride and --max-new-tokens (a task of your own: --include FOLDER)"
+        )
+    if subject.settings["int8"]:
+        loaded.packed(int8=True)
+    return run_harness(
+        subject.scorer, names, checkpoint=subject.checkpoint, include=include, num_fewshot=asked.num_fewshot,
+        limit=asked.limit, seed=asked.seed, settings=subject.settings,
+    )  # fmt: skip
 
 
 def texts_of_run(checkpoint: Path) -> tuple[list[str], list[str]]:
@@ -104,41 +229,3 @@ def texts_of_run(checkpoint: Path) -> tuple[list[str], list[str]]:
     for split, text in corpus_of(data).parts():
         (held_out if split == "val" else train).append(text)
     return train, held_out
-
-
-def _table(row: dict[str, Any]) -> list[str]:
-    if row["task"] == "perplexity":
-        cost = f" (int8: {row['int8_cost']:+.2%})" if "int8_cost" in row else ""
-        return [
-            f"perplexity     {row['perplexity']:.3f} per token{cost}",
-            f"bits per byte  {row['bits_per_byte']:.4f}",
-            f"on             {row['n']} documents, {row['tokens']:,} tokens, {row['bytes']:,} bytes",
-            f"windows        {row['context_length']} tokens, moving on by {row['stride']}",
-        ]
-    lines = [f"bits per byte on {row['n']} held-out documents ({row['bytes']:,} bytes)"]
-    for name, value in (
-        ("gzip -9", row["gzip"]),
-        ("xz -9e, given the training text", row["xz_given_training_text"]),
-        ("this model", row["bits_per_byte"]),
-    ):
-        lines.append(f"  {name:<32} {value:.3f}  " + "█" * round(16 * value))
-    return lines
-
-
-def _progress(quiet: bool) -> Any:
-    """A bar on a terminal; the context's value takes the share done."""
-    import contextlib
-
-    if quiet or not sys.stderr.isatty():
-        return contextlib.nullcontext(lambda share: None)
-
-    from rich.console import Console
-    from rich.progress import Progress
-
-    @contextlib.contextmanager
-    def bar() -> Any:
-        with Progress(console=Console(file=sys.stderr), transient=True) as progress:
-            task = progress.add_task("measuring", total=1.0)
-            yield lambda share: progress.update(task, completed=share)
-
-    return bar()

@@ -6,6 +6,7 @@ import json as jsonlib
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ from gptcli.errors import UserError
 if TYPE_CHECKING:
     from gptcli.config.schema import SamplingParams
     from gptcli.generate import Engine
+    from gptcli.generate.shots import Prompter
 
 
 def generate(
@@ -63,6 +65,21 @@ def generate(
         ),
     ] = None,
     draft_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="Guess N ahead; the text is the same.")] = 4,
+    template: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|FILE|list", help="Put the text into these words; `list` shows what there is."),
+    ] = None,
+    variables: Annotated[
+        list[str] | None,
+        typer.Option("--var", metavar="NAME=VALUE", help="Of the template; @FILE reads a value. Repeatable."),
+    ] = None,
+    instruction: Annotated[str | None, typer.Option(metavar="TEXT", help="Say first what to do.")] = None,
+    examples: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Show solved examples (.jsonl of prompt and response) first.")
+    ] = None,
+    k: Annotated[
+        int | None, typer.Option("--k", min=0, metavar="N", help="So many of them, drawn by --seed; left out: all.")
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", min=1, help="So many different continuations.")] = 1,
     echo: Annotated[
         bool | None,
@@ -99,8 +116,16 @@ def generate(
     gpt generate "def main" --top-p 0.9
 
     gpt generate -i prompts.jsonl -o out.jsonl
+
+    gpt generate --template summarize < article.txt
     """
+    if template == "list":
+        _list_templates()
+        return
     params = sampling.params_of(context)
+    prompter = _prompter(template, variables, instruction, examples, k, seed or 0)
+    if prompter is not None:
+        params = replace(params, stop=[*params.stop, *prompter.template.stop])
     if compile and (int8 or draft is not None):
         raise UserError(f"--compile: does not go with {'--int8' if int8 else '--draft'}")
     if input_file is not None:
@@ -118,6 +143,7 @@ def generate(
             json=json,
             quiet=quiet,
             int8=int8,
+            prompter=prompter,
             compile=compile,
         )
         loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
@@ -128,6 +154,7 @@ def generate(
     if params.num_beams > 1 and samples > 1:
         raise UserError("--samples: a search finds the same text each time; --num-return gives several beams")
     prompt = prompt_from_stdin() if prompt is None else prompt
+    prompt = prompt if prompter is None else prompter(prompt)
     loaded = open_checkpoint(
         checkpoint, draft=draft, draft_tokens=draft_tokens, device=device, precision=precision, quiet=quiet
     )
@@ -137,6 +164,46 @@ def generate(
     else:
         on_terminal = sys.stdout.isatty()
         _print_text(loaded.engine, prompt, params, samples, echo=on_terminal if echo is None else echo)
+
+
+def _prompter(
+    template: str | None,
+    variables: list[str] | None,
+    instruction: str | None,
+    examples: str | None,
+    k: int | None,
+    seed: int,
+) -> Prompter | None:
+    """What puts a prompt into words, if any option asks for that."""
+    if k is not None and examples is None:
+        raise UserError("--k: says how many of --examples FILE to show; name one")
+    if template is None and instruction is None and examples is None:
+        if variables:
+            raise UserError("--var: belongs to --template; name one")
+        return None
+    from gptcli.generate.shots import DEFAULT, Prompter, draw_shots, load_template, read_shots
+
+    shots = [] if examples is None else draw_shots(read_shots(examples), k, seed)
+    return Prompter(load_template(template or DEFAULT), shots, instruction, dict(map(_variable, variables or [])))
+
+
+def _variable(given: str) -> tuple[str, str]:
+    name, equals, value = given.partition("=")
+    if not equals:
+        raise UserError(f"--var {given}: write it as NAME=VALUE")
+    if not value.startswith("@"):
+        return name, value
+    try:
+        return name, Path(value[1:]).read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--var {given}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+
+
+def _list_templates() -> None:
+    from gptcli.generate.shots import load_template, template_names
+
+    for name in template_names():
+        print(f"{name:<16} {load_template(name).about}")
 
 
 def prompt_from_stdin() -> str:

@@ -50,7 +50,7 @@ def next_(
 
     warps = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "typical_p": typical_p}
     params = build(SamplingParams, warps, where="gpt inspect next")
-    _check_out(out, ".png")
+    check_out(out, ".png")
     text = prompt_from_stdin() if text is None else text
     loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
 
@@ -84,7 +84,7 @@ def attention(
     """
     if word is not None and token is not None:
         raise UserError("--word and --token both say who looks; give one")
-    _check_out(out, ".html", ".png")
+    check_out(out, ".html", ".png")
     text = prompt_from_stdin() if text is None else text
     loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
 
@@ -172,7 +172,7 @@ def layers(
 
     gpt inspect layers "The capital of France is"
     """
-    _check_out(out, ".png")
+    check_out(out, ".png")
     text = prompt_from_stdin() if text is None else text
     loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
 
@@ -191,7 +191,7 @@ def _show(loaded: LoadedModel, view: View, json: bool, out: Path | None) -> None
         print("\n".join(view.lines) if out is None else out)
 
 
-def _check_out(out: Path | None, *suffixes: str) -> None:
+def check_out(out: Path | None, *suffixes: str) -> None:
     """Before a large model is loaded for nothing."""
     if out is None:
         return
@@ -204,7 +204,7 @@ def _check_out(out: Path | None, *suffixes: str) -> None:
 def _check_modes(
     words: list[str], direction: str | None, sentence: str | None, analogies: Path | None, out: Path | None
 ) -> None:
-    _check_out(out, ".png")
+    check_out(out, ".png")
     modes = {"--direction": direction, "--in": sentence, "--analogies": analogies}
     chosen = [name for name, value in modes.items() if value is not None]
     if len(chosen) > 1:

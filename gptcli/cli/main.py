@@ -10,22 +10,39 @@ import typer
 
 from gptcli import __version__
 from gptcli.cli.chat import chat
+from gptcli.cli.classify import classify
+from gptcli.cli.compare import compare
 from gptcli.cli.data import data
+from gptcli.cli.doctor import doctor
 from gptcli.cli.evaluate import evaluate
 from gptcli.cli.exchange import export, import_
 from gptcli.cli.generate import generate
 from gptcli.cli.inspect import inspect
+from gptcli.cli.label import label
 from gptcli.cli.plan import plan
 from gptcli.cli.recipes import recipes
+from gptcli.cli.report import report
+from gptcli.cli.score import score
 from gptcli.cli.serve import serve
 from gptcli.cli.tokenize import tokenize
 from gptcli.cli.train import training_verb
+from gptcli.cli.weaknesses import memorization, positions
 from gptcli.errors import GptError, UserError
 
-HELP = """The whole life of a GPT from one command line: tokenize, pretrain, generate, evaluate.
+HELP = """The whole life of a GPT from one command line: tokenize, pretrain, finetune, RLHF, generate, evaluate.
 
 --version shows the version; --debug, anywhere, shows the traceback of an error.
 """
+
+TRAINING = (
+    ("pretrain", "Train a language model on text.", "quickstart"),
+    ("sft", "Teach a model to answer, from conversations.", "sft"),
+    ("finetune", "Train a task head: classify, entail, compare, choose.", "finetune-classification"),
+    ("rlhf-reward", "Train a reward model on preferences.", "rlhf-reward"),
+    ("rlhf-ppo", "Train a policy on scores of what it writes, with PPO.", "rlhf-ppo"),
+    ("rlhf-grpo", "The same as rlhf-ppo with GRPO, Dr. GRPO or RLOO.", "rlhf-grpo"),
+    ("rlhf-dpo", "Train a policy on preferences directly.", "rlhf-dpo"),
+)
 
 app = typer.Typer(
     name="gpt",
@@ -36,18 +53,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 app.command()(tokenize)
-app.command("pretrain")(training_verb("pretrain", "Train a language model on text.\n\ngpt pretrain -r quickstart.yaml"))
-app.command("sft")(training_verb("sft", "Teach a model to answer, from conversations.\n\ngpt sft -r sft.yaml"))
-app.command()(generate)
-app.command()(chat)
-app.command()(serve)
+for stage, what, recipe in TRAINING:
+    app.command(stage)(training_verb(stage, f"{what}\n\ngpt {stage} -r {recipe}"))
+app.command("rlhf-label")(label)
+for verb in (generate, chat, serve, classify, score, compare, report, doctor, plan, export):
+    app.command()(verb)
 app.command("eval")(evaluate)
-app.add_typer(inspect, name="inspect")
-app.command()(plan)
 app.command("import")(import_)
-app.command()(export)
-app.add_typer(data, name="data")
-app.add_typer(recipes, name="recipes")
+inspect.command()(positions)
+inspect.command()(memorization)
+for name, group in (("inspect", inspect), ("data", data), ("recipes", recipes)):
+    app.add_typer(group, name=name)
 
 
 def main() -> NoReturn:

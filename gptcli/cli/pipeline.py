@@ -37,6 +37,7 @@ class Options:
     json: bool
     quiet: bool
     int8: bool = False
+    prompter: Callable[[str], str] | None = None  # puts each prompt into words (generate/shots.py)
     compile: bool = False
 
 
@@ -80,6 +81,7 @@ def _run(
             resume=file,
             max_rows=options.batch_size,
             logprobs=options.logprobs,
+            prompter=options.prompter,
         )
         for completion in completions:
             report.row(len(completion.ids) if completion is not None else None)

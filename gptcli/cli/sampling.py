@@ -77,7 +77,8 @@ def params_of(context: typer.Context) -> SamplingParams:
     values |= {name: list(value) for name, value in values.items() if isinstance(value, tuple)}  # repeatable options
     values["seed"] = values.get("seed", fresh_seed())
     values["logit_bias"] = dict(map(_bias, values.get("logit_bias", [])))
-    values["early_stopping"] = {"true": True, "false": False}.get(values["early_stopping"], values["early_stopping"])
+    if (early := values.get("early_stopping")) is not None:
+        values["early_stopping"] = {"true": True, "false": False}.get(early, early)
     params = build(SamplingParams, values, where=context.command_path)
     check_sampling(params, context.command_path)
     return params

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from gptcli.config.memory import StepShape, largest_micro_batch
 from gptcli.config.schema import BatchRamp, ModelConfig, OptimBlock, Recipe, TrainBlock
@@ -21,6 +22,7 @@ class TrainPlan:
     dp_size: int
     batch_ramp: BatchRamp | None
     optim: OptimBlock
+    epoch_steps: int | None = None  # steps of one pass, where the recipe counts epochs
 
     def rows_at(self, tokens_seen: int) -> int:
         """Rows of the optimizer step that follows after `tokens_seen`, over all replicas."""
@@ -77,14 +79,21 @@ def training_tokens(train: TrainBlock, seq_len: int) -> int:
     """How many the whole run reads."""
     if train.max_tokens is not None:
         return train.max_tokens
-    assert train.max_steps is not None
+    if train.max_steps is None:
+        raise UserError("train.epochs: how long that is depends on the examples; -s train.max_steps=N plans without")
     return train.max_steps * train.global_batch_size * seq_len
 
 
 def make_plan(
-    recipe: Recipe, *, context_length: int, dp_size: int, micro_batch_size: int, on_cpu: bool = False
+    recipe: Recipe,
+    *,
+    context_length: int,
+    dp_size: int,
+    micro_batch_size: int,
+    on_cpu: bool = False,
+    examples: int | None = None,
 ) -> TrainPlan:
-    """Raises UserError where batch and processes do not divide."""
+    """`examples`: those of one epoch. Raises UserError where batch and processes do not divide."""
     train = recipe.train
     rows = global_batch_size(recipe, on_cpu=on_cpu)
     ramp = train.batch_ramp if rows == train.global_batch_size else None
@@ -97,13 +106,20 @@ def make_plan(
             f"train.micro_batch_size: {micro_batch_size} does not divide the {rows // dp_size} rows "
             f"of a process (global_batch_size {rows} / {dp_size} processes)"
         )
+    max_steps, epoch_steps, optim = train.max_steps, None, recipe.optim
+    if train.epochs is not None:
+        assert examples is not None
+        max_steps, epoch_steps = math.ceil(train.epochs * examples / rows), math.ceil(examples / rows)
+    if optim.warmup_ratio is not None and max_steps is not None:
+        optim = replace(optim, warmup_steps=round(optim.warmup_ratio * max_steps))
     return TrainPlan(
-        max_steps=train.max_steps,
+        max_steps=max_steps,
         max_tokens=train.max_tokens,
         seq_len=train.seq_len or context_length,
         global_batch_size=rows,
         micro_batch_size=micro_batch_size,
         dp_size=dp_size,
         batch_ramp=ramp,
-        optim=recipe.optim,
+        optim=optim,
+        epoch_steps=epoch_steps,
     )

@@ -6,19 +6,11 @@ them, and nothing ever changes them: what follows from a recipe is computed in `
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-
-def key(default: Any, help: str, **checks: Any) -> Any:
-    """A recipe key. `checks` may hold `ge`, `gt`, `le`, `lt`: bounds that loading enforces."""
-    metadata = {"help": help, **checks}
-    if default is ...:
-        return dataclasses.field(metadata=metadata)
-    if isinstance(default, (dict, list)):
-        return dataclasses.field(default_factory=lambda: type(default)(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+from gptcli.config.keys import key
+from gptcli.config.tuning import DPOBlock, FinetuneBlock, GRPOBlock, LoraBlock, PPOBlock, RewardBlock, SFTBlock
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +143,7 @@ class OptimBlock:
     min_lr_ratio: float = key(0.1, "the last learning rate over the peak", ge=0, le=1)
     warmup_steps: int = key(0, "linear warmup, in steps", ge=0)
     warmup_tokens: int | None = key(None, "linear warmup, in tokens instead", ge=0)
+    warmup_ratio: float | None = key(None, "linear warmup, as a share of all steps instead", ge=0, le=1)
     decay_steps: int | None = key(None, "step at which the decay ends (wsd: its length); left out: max_steps", ge=1)
     decay_tokens: int | None = key(None, "the same in tokens instead", ge=1)
     betas: tuple[float, float] = key((0.9, 0.95), "AdamW's moment decay rates")
@@ -170,6 +163,8 @@ class BatchRamp:
 class TrainBlock:
     max_steps: int | None = key(None, "optimizer steps", ge=1)
     max_tokens: int | None = key(None, "tokens instead", ge=1)
+    epochs: float | None = key(None, "passes over the examples instead; each ends with a validation", gt=0)
+    patience: int = key(0, "stop after so many validations in a row without a better one; 0: never", ge=0)
     global_batch_size: int = key(..., "rows per optimizer step, over all processes", ge=1)
     global_batch_size_cpu: int | None = key(
         None, "the same where there is no GPU, so that any recipe can be tried", ge=1
@@ -241,81 +236,6 @@ class SamplingParams:
     best_of: int | None = key(None, "draw this many, return the best", ge=1)
     best_of_score: Literal["mean", "sum"] = key("mean", "best by log-probability per token, or in all")
     num_return: int = key(1, "of the beams or of best_of, return this many", ge=1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraBlock:
-    rank: int = key(8, "rank of the update", ge=1)
-    alpha: float = key(16.0, "the update is scaled by alpha / rank", gt=0)
-    dropout: float = key(0.0, "on the adapter's input", ge=0, lt=1)
-    targets: list[str] = key(["c_attn", "c_proj", "c_fc"], "names of the linear layers that get one")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SFTBlock:
-    template: str = key(
-        "auto",
-        "auto: the checkpoint's chat template, chatml where it has none; chatml; none: prompt and response as they "
-        "are; or a Jinja file",
-    )
-    train_on: Literal["assistant", "last_assistant", "all"] = key(
-        "assistant", "whose tokens count: every answer's, the last answer's, or all; an answer's end counts with it"
-    )
-    stop_token: str | None = key(
-        None, "the token that ends an answer, and so generation; left out: <|im_end|> of chatml, else end-of-text"
-    )
-    packing: bool = key(True, "several conversations in a row, none of which sees another")
-    truncation: Literal["refuse", "skip", "left"] = key(
-        "refuse", "of a conversation longer than a row: stop; leave it out; or cut its beginning, never its last answer"
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneBlock:
-    task: Literal["classification", "entailment", "similarity", "multiple_choice"] = key(..., "GPT-1's input transform")
-    lm_coef: float = key(0.5, "weight of the auxiliary language-model loss", ge=0)
-    n_classes: int | None = key(None, "left out: counted in the data", ge=2)
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewardBlock:
-    checkpoint: str | None = key(None, "a reward model")
-    function: str | None = key(None, "FILE.py:NAME, called with lists of prompts and responses")
-    weight: float = key(1.0, "of the checkpoint's score, where both are given")
-    normalize: bool = key(True, "shift and scale scores to mean 0 and std 1 on the reference's samples")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOBlock:
-    kl_coef: float = key(0.05, "price of a nat of KL against the reference", ge=0)
-    kl_target: float | None = key(None, "adapt kl_coef towards this KL (nats per response)", gt=0)
-    gamma: float = key(1.0, "discount", ge=0, le=1)
-    gae_lambda: float = key(0.95, "GAE's lambda", ge=0, le=1)
-    clip_range: float = key(0.2, "of the probability ratio", gt=0)
-    value_clip: float = key(0.2, "of the value's change", gt=0)
-    value_coef: float = key(0.1, "weight of the value loss", ge=0)
-    ppo_epochs: int = key(4, "passes over each rollout", ge=1)
-    minibatch_size: int = key(..., "responses per optimizer step", ge=1)
-    rollout_batch_size: int = key(..., "responses per rollout", ge=1)
-    whiten: bool = key(True, "advantages to mean 0 and variance 1")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DPOBlock:
-    beta: float = key(0.1, "strength of the pull to the reference", gt=0)
-    loss: Literal["sigmoid", "ipo", "conservative"] = key("sigmoid", "the preference loss")
-    label_smoothing: float = key(0.0, "share of wrong labels assumed (loss: conservative)", ge=0, lt=0.5)
-    reference_free: bool = key(False, "leave the reference out")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GRPOBlock:
-    group_size: int = key(8, "responses per prompt", ge=2)
-    kl_coef: float = key(0.0, "weight of the KL term", ge=0)
-    kl_estimator: Literal["k1", "k2", "k3"] = key("k1", "of the KL; k3 as a loss has another gradient than the KL")
-    scale: Literal["none", "group", "batch"] = key("group", "divide advantages by this standard deviation")
-    normalization: Literal["token", "sequence", "constant"] = key("token", "what the loss is averaged over")
-    rollout_batch_size: int = key(..., "responses per rollout", ge=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from gptcli.config.schema import DataBlock, ModelConfig, OptimBlock, Recipe, SamplingParams, SFTRecipe, TrainBlock
+import dataclasses
+
+from gptcli.config.schema import (
+    DataBlock,
+    FinetuneBlock,
+    FinetuneRecipe,
+    GRPORecipe,
+    ModelConfig,
+    OptimBlock,
+    PPORecipe,
+    Recipe,
+    RewardBlock,
+    SamplingParams,
+    TrainBlock,
+)
+from gptcli.config.tuning import RolloutBlock
 from gptcli.errors import UserError
 
 
 def validate(recipe: Recipe, where: str) -> None:
     """Raises UserError, one line, for the first contradiction found."""
-    if isinstance(recipe, SFTRecipe) and recipe.init_from is None:
-        raise UserError(f"{where}: init_from: missing; sft goes on from a trained model (-s init_from=runs/NAME)")
+    if recipe.init_from is None and (recipe.stage == "sft" or recipe.stage.startswith("rlhf-")):
+        raise UserError(f"{where}: init_from: missing; {recipe.stage} goes on from a trained model (-s init_from=RUN)")
     if (recipe.model is None) == (recipe.init_from is None):
         raise UserError(f"{where}: model, init_from: give exactly one of them")
     if recipe.context_length is not None and recipe.init_from is None:
@@ -20,15 +35,65 @@ def validate(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: optim.name: muon is for whole matrices, not for lora's; use adamw")
     if recipe.tokenizer is None and recipe.model is not None and _has_text(recipe.data):
         raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
+    if recipe.train.epochs is not None and not isinstance(recipe, FinetuneRecipe):
+        raise UserError(f"{where}: train.epochs: counts examples of gpt finetune; give max_steps or max_tokens")
     for problem in (
+        _finetune_problem(recipe.finetune) if isinstance(recipe, FinetuneRecipe) else None,
         _model_problem(recipe.model),
         _data_problem(recipe.data),
         _train_problem(recipe.train, recipe.model),
         _optim_problem(recipe.optim),
         _sampling_problem(recipe.sampling),
+        _rlhf_problem(recipe),
     ):
         if problem:
             raise UserError(f"{where}: {problem}")
+
+
+def _rlhf_problem(recipe: Recipe) -> str | None:
+    if not recipe.stage.startswith("rlhf-"):
+        return None
+    if recipe.lora is not None:
+        return "lora: adapters are not trained by the verbs of rlhf in this version; leave it out"
+    if recipe.context_length is not None:
+        return "context_length: the reference would keep its own; stretch it in the stage before"
+    if recipe.tokenizer is not None:
+        return "tokenizer: has no meaning here; it is the checkpoint's"
+    if recipe.data.path or recipe.data.mixture:
+        return "data.path, data.mixture: hold tokens; name .jsonl files in data.train or data.source"
+    if isinstance(recipe, PPORecipe):
+        return _rollout_problem("ppo", recipe.ppo, recipe.reward, recipe.train, recipe.sampling)
+    if isinstance(recipe, GRPORecipe):
+        if recipe.grpo.rollout_batch_size % recipe.grpo.group_size:
+            return f"grpo.rollout_batch_size: {recipe.grpo.rollout_batch_size} is no multiple of grpo.group_size"
+        return _rollout_problem("grpo", recipe.grpo, recipe.reward, recipe.train, recipe.sampling)
+    return None
+
+
+# Whatever else changed the draw would make it another policy's than the one whose probabilities are learned from.
+ROLLOUT_SAMPLING = ("max_new_tokens", "temperature", "ignore_eos", "seed", "on_overflow")
+
+
+def _rollout_problem(
+    name: str, block: RolloutBlock, reward: RewardBlock, train: TrainBlock, sampling: SamplingParams
+) -> str | None:
+    if reward.checkpoint is None and reward.function is None:
+        return "reward: where do scores come from? set reward.checkpoint or reward.function"
+    if block.minibatch_size not in (None, train.global_batch_size):
+        return (
+            f"{name}.minibatch_size: {block.minibatch_size} is not train.global_batch_size {train.global_batch_size}; "
+            "they are the same thing"
+        )
+    for size in {train.global_batch_size, train.global_batch_size_cpu or train.global_batch_size}:
+        if block.rollout_batch_size % size:
+            return f"{name}.rollout_batch_size: {block.rollout_batch_size} is no multiple of the {size} rows of a step"
+    if sampling.temperature == 0:
+        return "sampling.temperature: with 0 all responses to a prompt are alike, and nothing is learned"
+    for key in dataclasses.fields(SamplingParams):
+        if key.name not in ROLLOUT_SAMPLING and getattr(sampling, key.name) != getattr(SamplingParams(), key.name):
+            hint = f"; {name}.stop_token ends responses" if key.name == "stop" else ""
+            return f"sampling.{key.name}: rollouts are drawn from the policy as it is{hint}"
+    return None
 
 
 def check_model(config: ModelConfig, where: str) -> None:
@@ -83,8 +148,8 @@ def _data_problem(d: DataBlock) -> str | None:
 
 
 def _train_problem(t: TrainBlock, model: ModelConfig | None) -> str | None:
-    if (t.max_steps is None) == (t.max_tokens is None):
-        return "train.max_steps, train.max_tokens: give exactly one of them"
+    if sum(length is not None for length in (t.max_steps, t.max_tokens, t.epochs)) != 1:
+        return "train.max_steps, train.max_tokens: give exactly one of them (or, of gpt finetune, train.epochs)"
     if model is not None and t.seq_len is not None and t.seq_len > model.context_length:
         return f"train.seq_len: {t.seq_len} is more than model.context_length {model.context_length}"
     if t.batch_ramp is not None and t.batch_ramp.start > t.global_batch_size:
@@ -95,14 +160,29 @@ def _train_problem(t: TrainBlock, model: ModelConfig | None) -> str | None:
 
 
 def _optim_problem(o: OptimBlock) -> str | None:
-    if o.warmup_steps and o.warmup_tokens:
-        return "optim.warmup_steps, optim.warmup_tokens: give one of them"
+    warmups = [name for name in ("warmup_steps", "warmup_tokens", "warmup_ratio") if getattr(o, name)]
+    if len(warmups) > 1:
+        return f"optim.{warmups[0]}, optim.{warmups[1]}: give one of them"
     if o.decay_steps and o.decay_tokens:
         return "optim.decay_steps, optim.decay_tokens: give one of them"
     if not all(0 <= b < 1 for b in o.betas):
         return f"optim.betas: {list(o.betas)} must lie in [0, 1)"
     if o.schedule == "wsd" and o.decay_steps is None and o.decay_tokens is None:
         return "optim.decay_steps: required with schedule: wsd; it is the length of the final decay"
+    return None
+
+
+def _finetune_problem(f: FinetuneBlock) -> str | None:
+    if f.task == "multiple_choice":
+        for name in ("labels", "n_classes", "scores"):
+            if getattr(f, name):
+                return f"finetune.{name}: has no meaning with task: multiple_choice, whose labels number the choices"
+    if f.scores and f.labels:
+        return "finetune.scores, finetune.labels: give one of them"
+    if len(set(f.labels)) < len(f.labels) or len(f.labels) == 1:
+        return "finetune.labels: two different ones are needed, and none twice"
+    if f.segment_embedding and f.task == "classification":
+        return "finetune.segment_embedding: has no meaning with task: classification, which has one text"
     return None
 
 

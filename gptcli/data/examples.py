@@ -133,7 +133,8 @@ def _objects(spec: str, on_bad: OnBad) -> Iterator[tuple[str, dict[str, Any]]]:
     if spec == "-":
         yield from ((f"<stdin>:{n}", row) for n, row in parse_jsonl(sys.stdin.buffer, "<stdin>", on_bad=on_bad))
     elif spec.startswith(HUB):
-        yield from ((f"{spec} row {n}", row) for n, row in enumerate(hub_rows(spec), start=1))
+        found = hub_rows(spec, where=spec, instead="give local files of the documented shape")
+        yield from ((f"{spec} row {n}", row) for n, row in enumerate(found, start=1))
     else:
         for path in list_files(spec, KINDS):
             yield from ((f"{path}:{number}", row) for number, row in _objects_of_file(path, on_bad))

@@ -19,6 +19,7 @@ PLAIN = (".txt", ".md", ".py")
 COMPRESSED = (".gz", ".zst")
 STDLIB = "python-stdlib"
 HUB = "hf:"
+PIECE_BYTES = 1 << 20
 
 
 @dataclass
@@ -48,6 +49,32 @@ class SourceReader:
             for text in self._read(spec):
                 if text.strip():
                     yield text
+
+    def pieces(self) -> Iterator[tuple[str, bool, str]]:
+        """The documents as (where, whether it goes on from the piece before, text): plain files a piece at a time, cut
+        at white space, so that a file of any size is never held."""
+        self.skipped = Skipped()
+        for spec in self.specs:
+            if spec == "-" or spec.startswith(HUB):
+                yield from ((spec, False, text) for text in self._read(spec))
+                continue
+            for path in list_files(spec):
+                if suffix(path) in (".parquet", ".jsonl"):
+                    yield from ((str(path), False, text) for text in self._read_file(path))
+                else:
+                    yield from self._read_pieces(path)
+
+    def _read_pieces(self, path: Path) -> Iterator[tuple[str, bool, str]]:
+        rest, lines = b"", 0
+        for number, block in enumerate(_blocks(path)):
+            rest += block
+            end = len(rest) if len(block) < PIECE_BYTES else max(rest.rfind(b"\n"), rest.rfind(b" ")) + 1
+            piece, rest = rest[:end], rest[end:]
+            try:
+                yield str(path), number > 0, decode(piece, str(path), lines_before=lines)
+            except UserError as error:
+                return self._bad(error)
+            lines += piece.count(b"\n")
 
     def fingerprint(self) -> list[Any]:
         """What the documents depend on, cheap to compute: paths, sizes and times. Stdin is read for it."""
@@ -209,12 +236,24 @@ def has_surrogates(text: str) -> bool:
     return not text.isascii() and any("\ud800" <= c <= "\udfff" for c in text)
 
 
-def decode(data: bytes, name: str) -> str:
+def _blocks(path: Path) -> Iterator[bytes]:
+    """The file's bytes, PIECE_BYTES at a time but for the last, which may be none."""
+    with open_bytes(path) as raw:
+        stream = io.BufferedReader(raw)  # type: ignore[type-var]
+        try:
+            while len(block := stream.read(PIECE_BYTES)) == PIECE_BYTES:
+                yield block
+            yield block
+        except (OSError, EOFError) as error:
+            raise UserError(f"{path}: damaged or cut short ({error})") from error
+
+
+def decode(data: bytes, name: str, *, lines_before: int = 0) -> str:
     """The bytes as text. Raises UserError naming the line that is not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
+        line = lines_before + data.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{name}:{line}: not UTF-8 (byte {data[error.start]:#04x} at offset {error.start}); "
             "convert it, or leave such files out with -s data.skip_bad=true"
@@ -259,15 +298,17 @@ def _read_parquet(path: Path, text_key: str) -> Iterator[str]:
 
 
 def _read_hub(spec: str, text_key: str) -> Iterator[str]:
-    for row in hub_rows(spec):
+    instead = f"use text of your own or the embedded one: -s 'data.source=[{STDLIB}]'"
+    for row in hub_rows(spec, where=f"data.source {spec}", instead=instead):
         if not isinstance(row.get(text_key), str):
             hint = nearest(text_key, list(row)) if text_key not in row else " (it holds something else)"
             raise UserError(f"{spec}: no text column {text_key!r}{hint}")
         yield row[text_key]
 
 
-def hub_rows(spec: str) -> Iterator[dict[str, Any]]:
-    """The rows of hf:NAME[:CONFIG][:SPLIT], streamed; NAME may also be a local dataset folder."""
+def hub_rows(spec: str, *, where: str, instead: str) -> Iterator[dict[str, Any]]:
+    """hf:NAME[:CONFIG][:SPLIT], streamed; NAME may also be a local dataset folder. `instead` is what to do where no hub
+    answers."""
     import datasets
 
     name, config, split = ([*spec.removeprefix(HUB).split(":"), "", ""])[:3]
@@ -275,11 +316,8 @@ def hub_rows(spec: str) -> Iterator[dict[str, Any]]:
         cache_only = (
             "it is not asked for here (HF_HUB_OFFLINE)" if datasets.config.HF_HUB_OFFLINE else "it cannot be reached"
         )
-        raise UserError(
-            f"data.source {spec}: names a data set on the hub, and {cache_only}; "
-            f"use text of your own or the embedded one: -s 'data.source=[{STDLIB}]'"
-        )
+        raise UserError(f"{where}: names a data set on the hub, and {cache_only}; {instead}")
     try:
         yield from datasets.load_dataset(name, config or None, split=split or "train", streaming=True)
     except Exception as error:  # datasets raises many kinds
-        raise UserError(f"data.source {spec}: {error}") from error
+        raise UserError(f"{where}: {error}") from error

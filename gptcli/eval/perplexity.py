@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gptcli.contracts import IGNORE_INDEX
 from gptcli.errors import UserError
@@ -37,13 +39,58 @@ def windows(n_ids: int, context_length: int, stride: int) -> Iterator[Window]:
         yield Window(max(0, end - context_length), first, end)
 
 
+@torch.inference_mode()
+def stream_logprobs(
+    model: GPT,
+    streams: Sequence[Sequence[int]],
+    *,
+    stride: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    advance: Callable[[float], None] = lambda _: None,
+) -> list[Tensor]:
+    """Of each stream the log-probability of every id but its first, (len - 1,) on the host. stride: by default half
+    the context. Raises UserError for one that is longer than the context."""
+    context_length = model.config.context_length
+    stride = stride or max(1, context_length // 2)
+    if stride > context_length:
+        raise UserError(f"--stride {stride}: is more than the model's context of {context_length} tokens")
+    ids = [torch.tensor(stream) for stream in streams]
+    out = [torch.zeros(max(0, len(stream) - 1)) for stream in streams]
+    todo = [(i, w) for i, stream in enumerate(streams) for w in windows(len(stream), context_length, stride)]
+    todo.sort(key=lambda place: place[1].begin - place[1].end)  # longest first; windows of one stream keep their order
+    rows = max(1, BATCH_TOKENS // context_length)
+    device = model.wte.weight.device
+    for start in range(0, len(todo), rows):
+        batch = todo[start : start + rows]
+        tokens, targets = _rows(ids, batch)
+        with autocast(device, dtype):
+            logprobs = model(tokens.to(device), targets=targets.to(device), greedy=True).logprobs
+        assert logprobs is not None
+        for (i, w), row in zip(batch, logprobs.cpu(), strict=True):
+            out[i][w.first : w.end] = row[w.first - w.begin : w.end - w.begin]
+        advance((start + len(batch)) / len(todo))
+    return out
+
+
+def _rows(ids: list[Tensor], batch: list[tuple[int, Window]]) -> tuple[Tensor, Tensor]:
+    """Right-padded tokens and targets; causality keeps the padding from mattering."""
+    longest = max(w.end - w.begin for _, w in batch)
+    tokens = torch.zeros(len(batch), longest, dtype=torch.long)
+    targets = torch.full((len(batch), longest), IGNORE_INDEX)
+    for row, (i, w) in enumerate(batch):
+        tokens[row, : w.end - w.begin] = ids[i][w.begin : w.end]
+        targets[row, w.first - w.begin : w.end - w.begin] = ids[i][w.first + 1 : w.end + 1]
+    return tokens, targets
+
+
 @dataclass(frozen=True)
 class Perplexity:
-    """`nll` in nats over `tokens` targets, which stand for `bytes` of UTF-8."""
+    """`nll` in nats over `tokens` targets, which stand for `bytes` of UTF-8 and `words` between white space."""
 
     nll: float
     tokens: int
     bytes: int
+    words: int
 
     @property
     def perplexity(self) -> float:
@@ -54,16 +101,26 @@ class Perplexity:
         return self.nll / math.log(2) / self.bytes
 
 
-def join_documents(texts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """Ids of the documents as a training sees them: end-of-text before the first and after each of several."""
-    eot = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-    ids = list(eot)
+@dataclass(frozen=True)
+class Stream:
+    """Ids of documents as a training sees them, and each document's share: ids[begin : end] are its targets."""
+
+    ids: list[int]
+    parts: list[tuple[int, int]]
+
+
+def join_documents(texts: Sequence[str], tokenizer: Tokenizer) -> Stream:
+    """The token that begins a text (end-of-text, or bos), then the documents, of several each with its end-of-text."""
+    eot = [] if tokenizer.eos_id is None or len(texts) < 2 else [tokenizer.eos_id]
+    ids = [] if tokenizer.start_id is None else [tokenizer.start_id]
+    parts = []
     for encoded in tokenizer.encode_batch(texts):
-        ids += encoded + (eot if len(texts) > 1 else [])
-    return ids
+        begin = max(1, len(ids))  # where nothing begins the stream, its first token is not a target
+        ids += encoded + eot
+        parts.append((begin, len(ids)))
+    return Stream(ids, parts)
 
 
-@torch.inference_mode()
 def measure(
     model: GPT,
     tokenizer: Tokenizer,
@@ -75,40 +132,28 @@ def measure(
 ) -> Perplexity:
     """The texts' perplexity, one after the other as one stream. stride: by default half the context.
 
-    Where the tokenizer has an end-of-text token it begins the stream, so every token of the text is scored; the
+    Where the tokenizer has a token that begins a text, it begins the stream, so every token of the text is scored; the
     end-of-text tokens between documents are scored too. Raises UserError if there is nothing to score.
     """
-    context_length = model.config.context_length
-    stride = stride or max(1, context_length // 2)
-    if stride > context_length:
-        raise UserError(f"--stride {stride}: is more than the model's context of {context_length} tokens")
-    ids = torch.tensor(join_documents(texts, tokenizer))
-    if len(ids) < 2:
+    return total(measure_documents(model, tokenizer, texts, stride=stride, dtype=dtype, advance=advance))
+
+
+def measure_documents(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], **options: Any) -> list[Perplexity]:
+    """`measure`, document by document; they are still scored as one stream."""
+    stream = join_documents(texts, tokenizer)
+    if len(stream.ids) < 2:
         raise UserError("the text is empty; there is nothing to score")
-    nll, counted = 0.0, 0
-    for batch in _batches(list(windows(len(ids), context_length, stride)), context_length):
-        tokens, targets = _rows(ids, batch)
-        with autocast(model.wte.weight.device, dtype):
-            output = model(tokens.to(model.wte.weight.device), targets=targets.to(model.wte.weight.device))
-        assert output.logprobs is not None
-        nll -= output.logprobs.double().sum().item()
-        counted += int((targets != IGNORE_INDEX).sum())
-        advance(batch[-1].end / (len(ids) - 1))
-    return Perplexity(nll, counted, sum(len(text.encode()) for text in texts))
+    nll = -stream_logprobs(model, [stream.ids], **options)[0].double()
+    return [
+        Perplexity(nll[begin - 1 : end - 1].sum().item(), end - begin, len(text.encode()), len(text.split()))
+        for text, (begin, end) in zip(texts, stream.parts, strict=True)
+    ]
 
 
-def _batches(all_windows: list[Window], context_length: int) -> Iterator[list[Window]]:
-    rows = max(1, BATCH_TOKENS // context_length)
-    for i in range(0, len(all_windows), rows):
-        yield all_windows[i : i + rows]
-
-
-def _rows(ids: torch.Tensor, batch: list[Window]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Right-padded tokens and targets; causality keeps the padding from mattering."""
-    longest = max(w.end - w.begin for w in batch)
-    tokens = torch.zeros(len(batch), longest, dtype=torch.long)
-    targets = torch.full((len(batch), longest), IGNORE_INDEX)
-    for row, w in enumerate(batch):
-        tokens[row, : w.end - w.begin] = ids[w.begin : w.end]
-        targets[row, w.first - w.begin : w.end - w.begin] = ids[w.first + 1 : w.end + 1]
-    return tokens, targets
+def total(documents: Sequence[Perplexity]) -> Perplexity:
+    return Perplexity(
+        math.fsum(d.nll for d in documents),
+        sum(d.tokens for d in documents),
+        sum(d.bytes for d in documents),
+        sum(d.words for d in documents),
+    )

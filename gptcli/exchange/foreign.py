@@ -91,7 +91,7 @@ def _read_peft(folder: Path, tokenizer: str | None) -> Foreign:
         raise UserError(f"{file}: base_model_name_or_path: missing; name the model that this adapter belongs to")
     whole = read_foreign(base, tokenizer=tokenizer)
     weights = merged(whole.config, whole.weights, *read_adapter(folder, whole.config))
-    return dataclasses.replace(whole, path=folder, format="peft", weights=weights)
+    return dataclasses.replace(whole, path=folder, format="peft", weights=weights, hugging_face=False)
 
 
 def _read_shards(folder: Path) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gptcli.config.load import to_tree
@@ -38,6 +38,7 @@ def generate_rows(
     resume: RowFile | None = None,
     max_rows: int = MAX_ROWS,
     logprobs: bool = False,
+    prompter: Callable[[str], str] | None = None,
 ) -> Iterator[Completion | None]:
     """Write a row for every prompt of `source` (see read_jobs), and yield its completion; None for one that
     `resume` has already.
@@ -45,7 +46,10 @@ def generate_rows(
     A line's text depends on its id, prompt and params alone. `on_bad` may raise its error to end at a bad line;
     the lines before it are finished first.
     """
-    jobs = _continuable(engine, read_jobs(source, params, engine.require_tokenizer(), on_bad=on_bad), on_bad)
+    jobs = read_jobs(source, params, engine.require_tokenizer(), on_bad=on_bad)
+    if prompter is not None:
+        jobs = (replace(job, prompt=prompter(job.prompt)) if job.ids is None else job for job in jobs)
+    jobs = _continuable(engine, jobs, on_bad)
     if resume is not None:
         for _ in _skip_kept(jobs, resume):
             yield None

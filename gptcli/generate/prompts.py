@@ -48,8 +48,11 @@ class Job:
     def stream(self) -> int:
         """The number of its random stream, from its id alone: its place in the file and its neighbours are nothing
         to it. 48 bits, so that best_of may count on from there."""
-        digest = hashlib.blake2b(json.dumps(self.id).encode(), digest_size=6).digest()
-        return int.from_bytes(digest, "little")
+        return stream_of(self.id)
+
+
+def stream_of(id: str | int) -> int:
+    return int.from_bytes(hashlib.blake2b(json.dumps(id).encode(), digest_size=6).digest(), "little")
 
 
 def read_jobs(source: str, params: SamplingParams, tokenizer: Tokenizer, *, on_bad: OnBad) -> Iterator[Job]:

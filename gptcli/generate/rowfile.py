@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gptcli.errors import UserError
-from gptcli.files import publish_text, read_object, sync
+from gptcli.files import open_locked, publish_text, read_object, sync
 
 TAIL = 1 << 16  # bytes looked at in one go for the end of the last whole row
 
@@ -26,11 +25,7 @@ class RowFile:
         self.path = path
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'the folder it should be in is missing'}")
-        self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another process is writing it") from None
+        self._file = open_locked(path)
         if overwrite:
             self._file.truncate(0)
         self._kept = _end_of_rows(self._file)

@@ -1,14 +1,18 @@
-"""A longer context, or a larger vocabulary, for a model that was trained with less."""
+"""What a trained model gets afterwards: a longer context, rows for new tokens, other scalar heads."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from gptcli.config.schema import ModelConfig, RopeScaling
 from gptcli.errors import UserError
+from gptcli.randomness import derive
+
+NEW_STD = 0.02  # of rows and heads that a trained model gets, as in GPT-1's finetuning
 
 
 def extend_context(
@@ -58,3 +62,56 @@ def extend_vocab(
             table[:old] = known
             out[name] = table
     return larger, out
+
+
+def add_token_rows(
+    config: ModelConfig, weights: Mapping[str, Tensor], new: range, seed: int
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights with fresh embedding rows for the ids in `new`."""
+    assert config.vocab_size is not None
+    larger = dataclasses.replace(config, vocab_size=max(config.vocab_size, new.stop))
+    out = dict(weights)
+    for name in ("wte.weight", "lm_head.weight"):
+        if name in weights and new:
+            table = fresh(f"new rows of {name}", (larger.padded_vocab, config.n_embd), seed).to(weights[name])
+            table[: new.start] = weights[name][: new.start]
+            out[name] = table
+    return larger, out
+
+
+def add_task_head(
+    config: ModelConfig, weights: Mapping[str, Tensor], name: str, width: int, seed: int, *, segments: bool
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights with one head, of this name and width, in place of any others; with or without a segment
+    embedding of the two sides of a delimiter."""
+    out = {n: t for n, t in weights.items() if not n.startswith("scalar_heads.")}
+    out[f"scalar_heads.{name}.weight"] = fresh(f"head {name}", (width, config.n_embd), seed)
+    out[f"scalar_heads.{name}.bias"] = torch.zeros(width)
+    if not segments:
+        out.pop("wse.weight", None)
+    elif config.n_segment != 2:
+        out["wse.weight"] = fresh("segments", (2, config.n_embd), seed)
+    return dataclasses.replace(config, scalar_heads={name: width}, n_segment=2 if segments else 0), out
+
+
+def fresh(purpose: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    """N(0, 0.02), the same for the same seed."""
+    generator = torch.Generator().manual_seed(derive(seed, purpose))
+    return torch.empty(shape).normal_(0.0, NEW_STD, generator=generator)
+
+
+def with_heads(
+    config: ModelConfig, weights: Mapping[str, Tensor], heads: Mapping[str, float], seed: int
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Config and weights with exactly these heads of width 1. One that is there already keeps its weights; a new one
+    gets bias 0 and weights of this standard deviation, drawn from the seed."""
+    out = {name: t for name, t in weights.items() if not name.startswith("scalar_heads.")}
+    for name, std in heads.items():
+        weight, bias = f"scalar_heads.{name}.weight", f"scalar_heads.{name}.bias"
+        if config.scalar_heads.get(name) == 1:
+            out |= {weight: weights[weight], bias: weights[bias]}
+        else:
+            generator = torch.Generator().manual_seed(derive(seed, f"init {weight}"))
+            out[weight] = std * torch.randn(1, config.n_embd, generator=generator)
+            out[bias] = torch.zeros(1)
+    return dataclasses.replace(config, scalar_heads=dict.fromkeys(heads, 1)), out

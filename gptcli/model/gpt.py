@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gptcli.config.schema import ModelConfig
 from gptcli.model.attention import Attention, Visibility, drop, visibility
 from gptcli.model.kv_cache import Cache, CacheStep
-from gptcli.model.logprobs import token_logprobs
+from gptcli.model.logprobs import measure_targets, token_logprobs
 from gptcli.model.positions import default_positions, rotary_angles, sinusoids
 from gptcli.randomness import derive
 
@@ -28,6 +28,7 @@ class Output(NamedTuple):
     logprobs: Tensor | None  # (B, T), nats, 0 where the target is IGNORE_INDEX
     entropy: Tensor | None  # (B, T), nats
     scalars: dict[str, Tensor]  # head name -> (B, T, width)
+    greedy: Tensor | None = None  # (B, T), whether the target is the likeliest token; on request
 
 
 class MLP(nn.Module):
@@ -97,6 +98,7 @@ class GPT(nn.Module):
         temperature: float = 1.0,
         entropy: bool = False,
         last_only: bool = False,
+        greedy: bool = False,
     ) -> Output:
         """One pass over `tokens` (B, T).
 
@@ -104,6 +106,7 @@ class GPT(nn.Module):
         position_ids (B, T): left out, the place among the row's (or its document's) real tokens. document_ids
         (B, T): tokens see their own document only. cache: earlier keys and values, extended by this call.
         temperature divides logits before log-probabilities. last_only: logits of each row's last real token.
+        greedy: for measuring, without a gradient: log-probabilities of the targets as they are, and Output.greedy.
         """
         step = cache.begin(tokens, attention_mask) if cache is not None else None
         if position_ids is None:
@@ -127,6 +130,9 @@ class GPT(nn.Module):
             cache.advance(step)
 
         scalars = {name: head(x) for name, head in self.scalar_heads.items()}
+        if targets is not None and greedy:
+            measured, likeliest = measure_targets(x, self.head_weight, targets, vocab_size=self.vocab_size)
+            return Output(None, measured, None, scalars, likeliest)
         if targets is not None:
             logprobs, entropies = token_logprobs(
                 x,

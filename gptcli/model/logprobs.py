@@ -41,6 +41,28 @@ def token_logprobs(
     return logprobs.view(B, T), entropies.view(B, T) if entropy else None
 
 
+@torch.no_grad()
+def measure_targets(hidden: Tensor, head: Tensor, targets: Tensor, *, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """The same log-probabilities (B, T) without a gradient, and whether each target is the likeliest token (B, T).
+
+    Only positions with a target meet the head, which is most of a small model's work where few are wanted.
+    """
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, head = hidden.to(dtype), head.to(dtype)
+    logprobs = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
+    greedy = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)
+    wanted = targets != IGNORE_INDEX
+    rows = max(1, LOGITS_CHUNK_BYTES // (4 * head.shape[0]))
+    picked, likeliest = [], []
+    for states, ids in zip(hidden[wanted].split(rows), targets[wanted].split(rows), strict=True):
+        logp = _log_softmax(states, head, vocab_size, 1.0)
+        picked.append(logp.gather(1, ids[:, None])[:, 0])
+        likeliest.append(logp.argmax(1) == ids)
+    logprobs[wanted], greedy[wanted] = torch.cat(picked), torch.cat(likeliest)
+    return logprobs, greedy
+
+
 class _ChunkedLogProbs(torch.autograd.Function):
     @staticmethod
     def forward(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -23,6 +25,10 @@ from gptcli.model.lora import add_lora, load_adapter
 from gptcli.modeldir import load_model, model_of, open_model_dir, read_adapter, read_weights
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
+
+R = TypeVar("R", bound=Recipe)
+Weights = dict[str, torch.Tensor]
+Adapt = Callable[[ModelConfig, Weights], tuple[ModelConfig, Weights]]
 
 
 def resolve_model_config(recipe: Recipe, tokenizer: Tokenizer) -> ModelConfig:
@@ -47,10 +53,13 @@ def start_model(
     say: Callable[[str], None],
     *,
     resume: Path | None,
+    build: Callable[[], GPT] | None = None,
 ) -> tuple[GPT, Training | None]:
-    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest."""
+    """The model to train, and where the run `resume` stands if one is resumed: then the model is its latest. `build`
+    makes the model to begin with, where that is not build_model's."""
+    build = build or partial(build_model, recipe, tokenizer, runtime, say)
     if resume is None:
-        return build_model(recipe, tokenizer, runtime, say), None
+        return build(), None
     checkpoint = find_checkpoint(resume)
     training = load_training(checkpoint)
     if training.facts["tokenizer_hash"] != tokenizer.hash:
@@ -62,22 +71,24 @@ def start_model(
         )
     if recipe.lora is None:
         return load_model(open_model_dir(checkpoint), device=runtime.device).train(), training
-    model = build_model(recipe, tokenizer, runtime, say)
+    model = build()
     load_adapter(model, read_adapter(checkpoint, model.config)[0])
     return model, training
 
 
-def pinned(recipe: Recipe) -> Recipe:
+def pinned(recipe: R) -> R:
     """The recipe with the checkpoint that init_from means now, so that a resume finds the same base."""
     if recipe.init_from is None:
         return recipe
     return dataclasses.replace(recipe, init_from=str(find_checkpoint(recipe.init_from)))
 
 
-def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]) -> GPT:
+def build_model(
+    recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None], adapt: Adapt | None = None
+) -> GPT:
     """A fresh model from the recipe's seed, or one that starts from other weights (init_from)."""
     if recipe.init_from is not None:
-        return _model_from(recipe, recipe.init_from, tokenizer, runtime, say)
+        return _model_from(recipe, recipe.init_from, tokenizer, runtime, say, adapt)
     config = resolve_model_config(recipe, tokenizer)
     refuse_what_cannot_fit(config, recipe, runtime)
     with torch.device("meta"):
@@ -88,7 +99,12 @@ def build_model(recipe: Recipe, tokenizer: Tokenizer, runtime: Runtime, say: Cal
 
 
 def _model_from(
-    recipe: Recipe, init_from: str, tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]
+    recipe: Recipe,
+    init_from: str,
+    tokenizer: Tokenizer,
+    runtime: Runtime,
+    say: Callable[[str], None],
+    adapt: Adapt | None,
 ) -> GPT:
     """Another checkpoint's weights, its context stretched if the recipe asks for that, its vocabulary grown to the
     tokenizer's; with lora, frozen beside what is trained."""
@@ -108,6 +124,8 @@ def _model_from(
         larger = max(tokenizer.vocab_size, config.vocab_size)
         config, weights = extend_vocab(dataclasses.replace(config, vocab_size=known), weights, larger)
         say(f"{init_from}: {tokenizer.vocab_size - known} new tokens; their embeddings begin as the mean of all")
+    if adapt is not None:
+        config, weights = adapt(config, weights)
     refuse_what_cannot_fit(config, recipe, runtime)
     model = model_of(config, weights, device=runtime.device).train()
     if recipe.lora is not None:
@@ -139,13 +157,23 @@ def total_memory(runtime: Runtime) -> int | None:
 
 
 def pick_plan(
-    recipe: Recipe, config: ModelConfig, runtime: Runtime, say: Callable[[str], None], *, dtype: torch.dtype
+    recipe: Recipe,
+    config: ModelConfig,
+    runtime: Runtime,
+    say: Callable[[str], None],
+    *,
+    dtype: torch.dtype,
+    examples: int | None = None,
+    example_tokens: int | None = None,
+    texts_per_row: int = 1,
 ) -> TrainPlan:
-    """The computed plan, micro_batch_size chosen by the memory there is if it is auto."""
+    """The computed plan, micro_batch_size chosen by the memory there is if it is auto.
+
+    Where rows are examples: how many an epoch has, the tokens of the longest, and how many texts are read for a row."""
     on_cpu = runtime.device.type == "cpu"
     step = StepShape(
         rows=1,
-        seq_len=recipe.train.seq_len or config.context_length,
+        seq_len=texts_per_row * (example_tokens or recipe.train.seq_len or config.context_length),
         half=dtype != torch.float32,
         on_cpu=on_cpu,
         optimizer=recipe.optim.name,
@@ -159,6 +187,7 @@ def pick_plan(
         dp_size=runtime.dp_size,
         micro_batch_size=pick_micro_batch(recipe, config, step, replicas=runtime.dp_size, room=room),
         on_cpu=on_cpu,
+        examples=examples,
     )
     if on_cpu and plan.global_batch_size != recipe.train.global_batch_size:
         say(

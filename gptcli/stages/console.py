@@ -56,6 +56,10 @@ def describe_row(row: dict[str, Any]) -> str:
     parts = [f"step {row['step']}", f"loss {row['loss']:.4f}"]
     if "val_loss" in row:
         parts.append(f"held out {row['val_loss']:.4f}")
+        shown = ("val_accuracy", "val_f1", "val_matthews", "val_pearson", "val_spearman")
+        parts += [f"{name.removeprefix('val_')} {row[name]:.4f}" for name in shown if name in row]
+    if "score" in row:
+        parts.append(f"score {row['score']:.3f}  KL {row['kl']:.3f}")
     parts += [f"lr {row['lr']:.2e}", f"{_short(row['tokens_per_second'])} tok/s"]
     if row.get("mfu"):
         parts.append(f"MFU {100 * row['mfu']:.0f}%")

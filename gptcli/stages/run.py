@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gptcli.config.schema import Recipe
 from gptcli.contracts import Batch, BatchSource, Objective
 from gptcli.dist.runtime import Runtime
 from gptcli.dist.wrap import parallelize
-from gptcli.errors import GptError
+from gptcli.errors import GptError, UserError
 from gptcli.generate import Engine, complete
 from gptcli.generate.engine import Prompt
 from gptcli.generate.processors import Processors
@@ -39,7 +39,11 @@ from gptcli.train.state import TrainState
 
 @dataclass
 class TrainingRun:
-    """The built parts of a stage; `execute` trains and returns the summary that --json prints."""
+    """The built parts of a stage; `execute` trains and returns the summary that --json prints.
+
+    A stage may validate by figures of its own (`measure`: val_loss and others) instead of the objective's loss on
+    `held_out`, log more of a step (`figures`), and put files of its own beside the model (`beside`).
+    """
 
     recipe: Recipe
     runtime: Runtime
@@ -56,6 +60,9 @@ class TrainingRun:
     data_hash: str
     sample_prompt: Prompt | None = None  # left out: train.sample_prompt as it is
     resumed: Training | None = None
+    measure: Callable[[], dict[str, Any]] | None = None
+    figures: Callable[[], Mapping[str, float]] = dict
+    beside: Callable[[Path], None] | None = None
     state: TrainState = field(default_factory=TrainState)
 
     def execute(self) -> dict[str, Any]:
@@ -65,10 +72,11 @@ class TrainingRun:
             self.state = self.resumed.state
             self.source.load_state_dict(self.resumed.source)
             self.optimizer.load_state_tensors(self.resumed.optimizer)
-        self._val_loss: float | None = None
+        self._validated: dict[str, Any] = {}
         self._saved_step = self.state.step
         self._row: dict[str, Any] = {}
-        self._fresh = self.resumed is None and self.recipe.init_from is None
+        self._fresh = self.resumed is None and self.recipe.init_from is None and self.recipe.stage == "pretrain"
+        self._eval_every = self.plan.epoch_steps or self.recipe.train.eval_every
         self._loggers = self._open_loggers()
         flops = flops_per_token_with_attention(self.model.config, self.plan.seq_len)
         self._speed = Speed(flops, self.runtime.world_size, peak_flops(self.runtime.device))
@@ -81,6 +89,9 @@ class TrainingRun:
         try:
             with self.console:
                 self._train()
+        except UserError:  # between two steps, from a source that left everything as the last step made it
+            self._save()
+            raise
         finally:
             self._close_loggers()
         return self._finish()
@@ -99,7 +110,7 @@ class TrainingRun:
             dtype=self.dtype,
             every=[
                 Every(1 if self._fresh else 0, self._compare_first_loss),
-                Every(t.eval_every, self._validate, at_end=t.eval_every > 0),
+                Every(self._eval_every, self._validate, at_end=self._eval_every > 0),
                 Every(t.log_every, self._log, at_end=t.log_every > 0),
                 Every(t.sample_every, self._sample),
                 Every(1, self._save_best),
@@ -124,15 +135,24 @@ class TrainingRun:
         return self.runtime.all_sum(result.loss_sum).item() / max(result.weight, 1.0)
 
     def _validate(self, result: StepResult) -> None:
-        if not self.held_out:
+        if not self.held_out and self.measure is None:
             return
         with self._not_training():
-            val_loss = evaluate(self.model, self.held_out, self.objective, self.runtime, dtype=self.dtype)
-        self._val_loss = val_loss
+            self._validated = self._measured()
+        val_loss = self._validated["val_loss"]
         if self.state.best_val_loss is None or val_loss < self.state.best_val_loss:
             self.state.best_val_loss, self.state.best_step = val_loss, result.step
+        patience, best = self.recipe.train.patience, self.state.best_step or 0
+        if patience and result.step - best >= patience * self._eval_every:
+            self.state.stopped = True
+            self.console.say(f"stopping: {patience} validations were no better than that of step {best}")
         if self.recipe.train.log_every == 0 or result.step % self.recipe.train.log_every:
             self._log(result)
+
+    def _measured(self) -> dict[str, Any]:
+        if self.measure is not None:
+            return self.measure()
+        return {"val_loss": evaluate(self.model, self.held_out, self.objective, self.runtime, dtype=self.dtype)}
 
     def _log(self, result: StepResult) -> None:
         if self._row.get("step") == result.step:
@@ -150,8 +170,9 @@ class TrainingRun:
         }
         for name, value in result.metric_sums.items():
             self._row[name] = self.runtime.all_sum(value).item() / max(result.weight, 1.0)
-        if self._val_loss is not None:
-            self._row["val_loss"], self._val_loss = self._val_loss, None
+        self._row |= self.figures()
+        self._row |= self._validated
+        self._validated = {}
         if not math.isfinite(loss):
             raise GptError(
                 f"step {result.step}: the loss is {loss}; the last checkpoint is {self.run_dir / 'latest'}. "
@@ -181,13 +202,13 @@ class TrainingRun:
         if self.state.best_step == result.step:
             self._save(result)
 
-    def _save(self, result: StepResult) -> None:
-        if self._saved_step == result.step:
+    def _save(self, result: StepResult | None = None) -> None:
+        if self._saved_step == self.state.step:
             return
-        self._saved_step = result.step
+        self._saved_step = self.state.step
         with self._not_training():
             if self.runtime.is_main:
-                best = self.state.best_step == result.step
+                best = self.state.best_step == self.state.step
                 save_checkpoint(self.run_dir, self._training(), self._write_model, best=best)
                 prune(self.run_dir, self.recipe.train.save_every, self.recipe.train.keep_last)
             self.runtime.barrier()
@@ -205,13 +226,20 @@ class TrainingRun:
         return Training(self.state, self.source.state_dict(), optimizer, facts)
 
     def _write_model(self, folder: Path) -> None:
+        self._write_weights(folder)
+        if self.beside is not None:
+            self.beside(folder)
+
+    def _write_weights(self, folder: Path) -> None:
         config, lora = self.model.config, self.recipe.lora
         if lora is None:
             save_model(folder, config, dict(self.model.named_parameters()), self.tokenizer)
-            return
-        assert self.recipe.init_from is not None
-        base = find_checkpoint(self.recipe.init_from)
-        save_adapter(folder, config, lora, adapter_weights(self.model), self.tokenizer, base=base)
+        else:
+            assert self.recipe.init_from is not None
+            base = find_checkpoint(self.recipe.init_from)
+            save_adapter(folder, config, lora, adapter_weights(self.model), self.tokenizer, base=base)
+        if self.beside is not None:
+            self.beside(folder)
 
     # ---- beginning and end ------------------------------------------------------------------------------------
 
@@ -244,7 +272,7 @@ class TrainingRun:
         if self.runtime.is_main:
             rows = read_metrics(self.run_dir / "metrics.jsonl")
             self._draw(rows)
-        last_val = next((r["val_loss"] for r in reversed(rows) if "val_loss" in r), None)
+        last: dict[str, Any] = next((r for r in reversed(rows) if "val_loss" in r), {"val_loss": None})
         latest = self.run_dir / "latest"
         return {
             "run_dir": str(self.run_dir),
@@ -252,7 +280,7 @@ class TrainingRun:
             "step": self.state.step,
             "tokens": self.state.tokens_seen,
             "train_loss": rows[-1]["loss"] if rows else None,
-            "val_loss": last_val,
+            **{name: value for name, value in last.items() if name.startswith("val_")},
             "best_val_loss": self.state.best_val_loss,
             "tokens_per_second": round(rate, 1),
             "mfu": self._row.get("mfu"),

@@ -96,6 +96,12 @@ class Tokenizer:
         special = {**self.special, role: token}
         return Tokenizer(backend, special, self.normalizer, chat_template=self.chat_template)
 
+    def with_tokens(self, tokens: Sequence[str]) -> Tokenizer:
+        """The same tokenizer that has these special tokens too; new ones take the ids after its last."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in tokens])
+        return Tokenizer(backend, self.special, self.normalizer, chat_template=self.chat_template)
+
     def for_chat(self, template: str | None, tokens: Sequence[str], stop_token: str | None) -> Tokenizer:
         """The same tokenizer with a chat template and its special tokens: those it does not know yet get the next
         ids. `stop_token` ends an answer, so it takes the role eos; what had it still begins texts."""

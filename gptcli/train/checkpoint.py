@@ -1,7 +1,7 @@
 """Checkpoints: a model directory plus `training/`. Complete or absent, never half; nothing unpickles.
 
 RUN/step-000500/                model.safetensors config.json tokenizer.json
-RUN/step-000500/training/       optimizer.safetensors state.json manifest.json
+RUN/step-000500/training/       optimizer.safetensors state.json manifest.json (source.safetensors)
 RUN/latest, RUN/best            symlinks to one of them
 """
 
@@ -21,11 +21,11 @@ from torch import Tensor
 
 from gptcli.errors import GptError, UserError
 from gptcli.files import publish_folder, sync
-from gptcli.modeldir import CONFIG, read_json, read_tensors, write_json
+from gptcli.modeldir import CONFIG, read_json, read_tensors, write_json, write_tensors
 from gptcli.train.state import TrainState
 
 FORMAT_VERSION = 1
-TRAINING = "training"
+TRAINING, SOURCE = "training", "source.safetensors"
 STEP_NAME = re.compile(r"step-(\d{6,})")
 
 
@@ -34,7 +34,7 @@ class Training:
     """The contents of `training/`: what a resume needs beside the model."""
 
     state: TrainState
-    source: dict[str, Any]
+    source: dict[str, Any]  # JSON, and tensors
     optimizer: dict[str, Tensor]
     facts: dict[str, Any]  # hashes of tokenizer and data, micro_batch_size, version, parent
 
@@ -51,10 +51,13 @@ def save_checkpoint(run_dir: Path, training: Training, write_model: Callable[[Pa
         (work / TRAINING).mkdir()
         write_model(work)
         save_file(training.optimizer, work / TRAINING / "optimizer.safetensors")
+        tensors = {name: value for name, value in training.source.items() if isinstance(value, Tensor)}
+        if tensors:
+            write_tensors(work / TRAINING / SOURCE, tensors)
         tree = {
             "format_version": FORMAT_VERSION,
             **asdict(training.state),
-            "source": training.source,
+            "source": {name: value for name, value in training.source.items() if name not in tensors},
             **training.facts,
         }
         write_json(work / TRAINING / "state.json", tree)
@@ -83,8 +86,10 @@ def load_training(checkpoint: Path) -> Training:
     tree = read_json(folder / "state.json", missing=f"{folder}/state.json: missing")
     if tree.pop("format_version", None) != FORMAT_VERSION:
         raise UserError(f"{folder}/state.json: of another format_version than this gptcli reads ({FORMAT_VERSION})")
-    fields = {name: tree.pop(name) for name in TrainState.__dataclass_fields__}
+    fields = {name: tree.pop(name) for name in TrainState.__dataclass_fields__ if name in tree}
     source = tree.pop("source")
+    if (folder / SOURCE).is_file():
+        source |= read_tensors(folder / SOURCE)
     return Training(TrainState(**fields), source, read_tensors(folder / "optimizer.safetensors"), tree)
 
 
@@ -96,7 +101,7 @@ def verify(checkpoint: Path) -> None:
         file = checkpoint / name
         if not file.is_file():
             raise UserError(f"{file}: missing; this checkpoint is not complete")
-        if _digest(file) != expected:
+        if digest_of(file) != expected:
             raise UserError(f"{file}: damaged or cut short (its hash is not the manifest's)")
 
 
@@ -155,11 +160,11 @@ def _point(link: Path, name: str) -> None:
 
 
 def _write_manifest(folder: Path) -> None:
-    files = {str(p.relative_to(folder)): _digest(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    files = {str(p.relative_to(folder)): digest_of(p) for p in sorted(folder.rglob("*")) if p.is_file()}
     write_json(folder / TRAINING / "manifest.json", {"format_version": FORMAT_VERSION, "files": files})
 
 
-def _digest(file: Path) -> str:
+def digest_of(file: Path) -> str:
     with file.open("rb") as stream:
         digest = hashlib.sha256()
         while block := stream.read(1 << 20):

@@ -59,13 +59,13 @@ def train(
     dtype: torch.dtype = torch.float32,
     every: Sequence[Every] = (),
 ) -> None:
-    """Step until the plan is done. `model` is what is called: a GPT or its data-parallel wrapper.
+    """Step until the plan is done or an entry sets `state.stopped`. `model` is what is called: a GPT or its wrapper.
 
     Raises Stopped after a signal, when the step in flight is done and every entry with `at_end` has run.
     """
     model.train()
     with StopSignal() as stop:
-        while not plan.is_done(state.step, state.tokens_seen):
+        while not (state.stopped or plan.is_done(state.step, state.tokens_seen)):
             batches = source.next_step()
             factor = lr_factor(plan, state.step, state.tokens_seen)
             optimizer.set_lr(factor)
@@ -86,7 +86,7 @@ def train(
             state.tokens_seen += result.tokens
             last = bool(signum) or plan.is_done(state.step, state.tokens_seen)
             for entry in every:
-                if entry.due(state.step, last):
+                if entry.due(state.step, last or state.stopped):
                     entry.fn(result)
             if signum:
                 raise Stopped(signum, f"stopped after step {state.step}, which is saved")
@@ -145,19 +145,27 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype=dtype)
 
 
-@torch.no_grad()
 def evaluate(
     model: nn.Module, batches: Sequence[Batch], objective: Objective, runtime: Runtime, *, dtype: torch.dtype
 ) -> float:
     """The objective's mean over held-out batches of all ranks; `model` is the bare model, so ranks only meet here."""
+    return evaluate_all(model, batches, objective, runtime, dtype=dtype)["loss"]
+
+
+@torch.no_grad()
+def evaluate_all(
+    model: nn.Module, batches: Sequence[Batch], objective: Objective, runtime: Runtime, *, dtype: torch.dtype
+) -> dict[str, float]:
+    """The same, and the means of the objective's metrics. Every rank has at least one batch, or none has."""
     was_training = model.training
     model.eval()
-    loss = torch.zeros((), dtype=torch.float64, device="cpu")
-    weight = 0.0
+    sums: dict[str, float] = {"weight": 0.0, "loss": 0.0}
     for batch in batches:
         with autocast(runtime.device, dtype):
-            loss += objective(model, batch.to(runtime.device)).loss.double().cpu()
-        weight += batch.weight
+            out = objective(model, batch.to(runtime.device))
+        sums["weight"] += batch.weight
+        for name, value in {"loss": out.loss, **out.metrics}.items():
+            sums[name] = sums.get(name, 0.0) + value.double().item()
     model.train(was_training)
-    total, count = runtime.host_sum([loss.item(), weight])
-    return total / max(count, 1.0)
+    weight, *totals = runtime.host_sum(list(sums.values()))
+    return {name: total / max(weight, 1.0) for name, total in zip(list(sums)[1:], totals, strict=True)}

@@ -42,7 +42,7 @@ class TensorBoardLogger:
 
     def write(self, row: dict[str, Any]) -> None:
         for name, value in row.items():
-            if name != "step" and value is not None:
+            if name != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()
 

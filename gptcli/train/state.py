@@ -13,3 +13,4 @@ class TrainState:
     tokens_seen: int = 0
     best_val_loss: float | None = None
     best_step: int | None = None
+    stopped: bool = False  # before the plan's end: validation got no better

@@ -12,7 +12,32 @@ import pytest
 
 from tests.conftest import Tiny, gpt
 
-VERBS = ("tokenize", "pretrain", "generate", "serve", "eval", "plan", "recipes", "inspect", "import", "export")
+VERBS = (
+    "tokenize",
+    "pretrain",
+    "sft",
+    "finetune",
+    "classify",
+    "rlhf-label",
+    "rlhf-reward",
+    "rlhf-ppo",
+    "rlhf-dpo",
+    "rlhf-grpo",
+    "generate",
+    "chat",
+    "serve",
+    "eval",
+    "score",
+    "compare",
+    "report",
+    "doctor",
+    "data",
+    "plan",
+    "recipes",
+    "inspect",
+    "import",
+    "export",
+)
 
 
 @pytest.fixture(scope="module")

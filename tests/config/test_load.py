@@ -17,10 +17,14 @@ from gptcli.errors import UserError
 MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 8, "context_length": 16}
 BASE = {"model": MODEL, "tokenizer": "bytes", "train": {"max_steps": 10, "global_batch_size": 4}}
 # What the stages require beyond that.
+TRAINED = {"model": None, "tokenizer": None, "init_from": "runs/base"}
 REQUIRED = {
+    "sft": TRAINED,
     "finetune": {"finetune": {"task": "similarity"}},
-    "rlhf-ppo": {"ppo": {"minibatch_size": 2, "rollout_batch_size": 4}, "reward": {"function": "r.py:f"}},
-    "rlhf-grpo": {"grpo": {"rollout_batch_size": 8}, "reward": {"function": "r.py:f"}},
+    "rlhf-reward": TRAINED,
+    "rlhf-ppo": TRAINED | {"ppo": {"minibatch_size": 4, "rollout_batch_size": 8}, "reward": {"function": "r.py:f"}},
+    "rlhf-dpo": TRAINED,
+    "rlhf-grpo": TRAINED | {"grpo": {"rollout_batch_size": 8}, "reward": {"function": "r.py:f"}},
 }
 
 
@@ -152,6 +156,9 @@ def test_out_of_bounds_is_refused(recipe_file, override, complaint):
         (["data.source=[a]", "data.train=[b]"], "data.source, data.train: give one of"),
         (["data.train=[b]", "data.mixture=[{path: x, weight: 1}]"], "data.train, data.mixture: give one of"),
         (["data.val=[b]"], "data.val: needs data.train"),
+        (["data.mixture=[{weight: 1}]"], "data.mixture[0]: give a path or a source"),
+        (["data.mixture=[{path: x, source: [y], weight: 1}]"], "data.mixture[0]: give a path or a source"),
+        (["lora={rank: 4}"], "lora: updates a trained model; name one with init_from"),
         (["train.max_tokens=5"], "train.max_steps, train.max_tokens: give exactly one"),
         (["train.max_steps=null"], "train.max_steps, train.max_tokens: give exactly one"),
         (["train.seq_len=17"], "train.seq_len: 17 is more than model.context_length 16"),
@@ -249,7 +256,7 @@ def test_stage_mismatch_names_both_verbs(recipe_file):
     assert refusal(recipe_file, "stage=sft", stage="pretrain") == (
         "mine.yaml: this recipe is for `gpt sft`, not `gpt pretrain`"
     )
-    assert load_recipe(str(recipe_file), stage="sft").stage == "sft"
+    assert load_recipe(str(recipe_file), ["model=null", "init_from=x"], stage="sft").stage == "sft"
     assert "did you mean 'pretrain'?" in refusal(recipe_file, "stage=pretrian")
 
 

@@ -118,9 +118,9 @@ def test_progress_ends_at_one(model, monkeypatch):
 
 
 def test_documents_are_joined_as_in_training():
-    assert join_documents(["a", "b"], BYTES) == [256, ord("a"), 256, ord("b"), 256]
-    assert join_documents(["a"], BYTES) == [256, ord("a")]
-    assert join_documents(["ab"], Tokenizer(byte_tokenizer().backend, {})) == [ord("a"), ord("b")]
+    assert join_documents(["a", "b"], BYTES).ids == [256, ord("a"), 256, ord("b"), 256]
+    assert join_documents(["a"], BYTES).ids == [256, ord("a")]
+    assert join_documents(["ab"], Tokenizer(byte_tokenizer().backend, {})).ids == [ord("a"), ord("b")]
 
 
 def test_nothing_to_score_is_refused(model):
@@ -131,10 +131,10 @@ def test_nothing_to_score_is_refused(model):
 
 
 def test_definitions():
-    score = Perplexity(nll=2 * math.log(8), tokens=2, bytes=3)
+    score = Perplexity(nll=2 * math.log(8), tokens=2, bytes=3, words=1)
     assert score.perplexity == pytest.approx(8)
     assert score.bits_per_byte == pytest.approx(2)
-    assert Perplexity(nll=1e9, tokens=1, bytes=1).perplexity > 1e300  # large, not an overflow
+    assert Perplexity(nll=1e9, tokens=1, bytes=1, words=1).perplexity > 1e300  # large, not an overflow
 
 
 # ---- compressors ---------------------------------------------------------------------------------

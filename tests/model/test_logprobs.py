@@ -64,3 +64,20 @@ def test_entropy_is_at_least_zero_and_at_most_ln_vocab() -> None:
     _, entropy = lp.token_logprobs(hidden, head, torch.zeros(2, 7, dtype=torch.long), vocab_size=50, entropy=True)
     assert (entropy >= 0).all()
     assert (entropy <= torch.log(torch.tensor(50.0)) + 1e-5).all()
+
+
+def test_measuring_gives_the_same_and_says_what_is_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lp, "LOGITS_CHUNK_BYTES", 4 * 64 * 5)
+    torch.manual_seed(0)
+    hidden, head = torch.randn(3, 9, 8), torch.randn(64, 8)
+    head[50:] = 100.0  # padding of the vocabulary never wins
+    logits = (hidden @ head.T)[..., :50]
+    targets = torch.where(torch.rand(3, 9) < 0.5, logits.argmax(-1), torch.randint(0, 50, (3, 9)))
+    targets[:, ::3] = lp.IGNORE_INDEX
+    logprobs, greedy = lp.measure_targets(hidden, head, targets, vocab_size=50)
+    torch.testing.assert_close(logprobs, lp.token_logprobs(hidden, head, targets, vocab_size=50)[0])
+    assert torch.equal(greedy, logits.argmax(-1) == targets)
+    nothing = torch.full((3, 9), lp.IGNORE_INDEX)
+    logprobs, greedy = lp.measure_targets(hidden, head, nothing, vocab_size=50)
+    assert not logprobs.any()
+    assert not greedy.any()

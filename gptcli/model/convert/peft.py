@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -37,8 +38,9 @@ def layout_of(config: ModelConfig) -> Layout:
 
 
 def modules_of(layout: Layout, config: ModelConfig) -> Iterator[tuple[str, list[str], tuple[int, ...]]]:
-    """Of each module with a matrix: our name, their full names, and each one's share of our rows."""
-    for name, place in places(layout, config).items():
+    """Of each module with a matrix: our name, their full names, and each one's share of our rows. Heads and segment
+    embeddings are ours alone."""
+    for name, place in places(layout, dataclasses.replace(config, scalar_heads={}, n_segment=0)).items():
         if name.endswith(".weight"):
             prefix = PREFIX if name == "lm_head.weight" else PREFIX + layout.prefix
             yield name.removesuffix(".weight"), [prefix + t.removesuffix(".weight") for t in place.theirs], place.rows

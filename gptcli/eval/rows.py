@@ -1,0 +1,108 @@
+"""A task's rows from files or the hub, as items; and what is put before an item's context."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gptcli.data.sources import HUB, has_surrogates, hub_rows, list_files, read_jsonl, suffix
+from gptcli.errors import UserError
+from gptcli.eval.task import Item, Row, Task
+from gptcli.randomness import Permutation, derive
+
+BAD_ROW = (KeyError, IndexError, ValueError, TypeError, AttributeError)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """An item and its name; `group` is the part of the task that it belongs to."""
+
+    id: str
+    group: str
+    item: Item
+
+
+def read_items(task: Task, data: Sequence[str], *, limit: int | None = None) -> list[Placed]:
+    """The first `limit` items of each group, from `data` (files, folders, globs, hf:NAME...) or the task's own source.
+    Raises UserError for none, for a row without the task's columns and for one that cannot be read."""
+    sources = _given(data) if data else task.sources
+    if not sources:
+        raise UserError(f"--task {task.name}: has no data set of its own; give --data FILE.jsonl")
+    placed: list[Placed] = []
+    for group, spec in sources.items():
+        before = len(placed)
+        for number, (where, row) in enumerate(itertools.islice(_rows(task, spec), limit)):
+            name = f"{group}/{number}" if group else str(number)
+            placed.append(Placed(name, group, _item(task, where, row)))
+        if len(placed) == before:
+            raise UserError(f"{spec}: no rows for --task {task.name}")
+    return placed
+
+
+def _given(specs: Sequence[str]) -> dict[str, str]:
+    """Each file a group of its own, named as the file, where there are several."""
+    files = [s for spec in specs for s in ([spec] if spec.startswith(HUB) else map(str, list_files(spec)))]
+    for file in files:
+        if not file.startswith(HUB) and suffix(Path(file)) != ".jsonl":
+            raise UserError(f"{file}: a task's data is .jsonl (.gz, .zst), one object a line")
+    return {"": files[0]} if len(files) == 1 else {Path(file).name.split(".")[0]: file for file in files}
+
+
+def _rows(task: Task, spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    def refuse(error: UserError) -> None:
+        raise error
+
+    if spec.startswith(HUB):
+        instead = "give --data FILE.jsonl with the columns that `gpt eval --list` names"
+        for row in hub_rows(spec, where=f"--task {task.name} ({spec})", instead=instead):
+            yield spec, row
+    else:
+        for line, row in read_jsonl(Path(spec), on_bad=refuse):
+            yield f"{spec}:{line}", row
+
+
+def _item(task: Task, where: str, row: Row) -> Item:
+    shape = next((s for s in task.shapes if all(column in row for column in s.columns)), None)
+    if shape is None:
+        wanted = " or ".join(", ".join(s.columns) for s in task.shapes)
+        raise UserError(f"{where}: --task {task.name} needs the columns {wanted}; here are {', '.join(row) or 'none'}")
+    try:
+        item = shape.make(row)
+    except BAD_ROW as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise UserError(f"{where}: cannot be read as an item of --task {task.name}: {reason}") from error
+    texts = [text for pair in item.pairs for text in pair] + list(item.references)
+    if not all(isinstance(text, str) for text in texts) or any(map(has_surrogates, texts)):
+        raise UserError(f"{where}: cannot be read as an item of --task {task.name}: a column holds something but text")
+    return item
+
+
+@dataclass(frozen=True)
+class Shots:
+    """What comes before each context: an instruction, and k solved examples, drawn anew for every item by the seed."""
+
+    examples: list[Placed]
+    k: int
+    seed: int
+    separator: str
+    instruction: str = ""
+    same: bool = False  # the examples are the items themselves: an item is none of its own
+
+    def __post_init__(self) -> None:
+        have = len(self.examples) - self.same
+        if self.k > have:
+            raise UserError(f"--num-fewshot {self.k}: there are only {max(0, have)} examples to draw from")
+
+    def before(self, number: int, id: str) -> str:
+        """The text before item `number`, separators and all."""
+        parts = [self.instruction] if self.instruction else []
+        if self.k:
+            order = Permutation(len(self.examples), derive(self.seed, "fewshot", number))
+            drawn = [self.examples[i] for i in order[np.arange(self.k + self.same)]]
+            parts += [e.item.solved for e in drawn if not (self.same and e.id == id)][: self.k]
+        return "".join(part + self.separator for part in parts)

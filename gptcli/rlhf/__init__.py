@@ -1,0 +1,1 @@
+"""Rollouts, rewards, references and preferences: what reinforcement learning adds to a source of batches."""

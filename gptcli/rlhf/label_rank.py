@@ -1,0 +1,46 @@
+"""Answers ranked by a Python function or a reward model, in a person's stead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+import torch
+
+from gptcli.generate import Engine
+from gptcli.modeldir import open_model_dir
+from gptcli.rlhf.label_file import LabelFile
+from gptcli.rlhf.labels import Queue, label_row, rank_by_number, ranking_row
+from gptcli.rlhf.rewards import RewardFunction, RewardModel, Sample
+from gptcli.train.checkpoint import find_checkpoint
+
+REWARD = "reward:"
+QUESTIONS = 64  # ranked at a time, and then on the disk
+
+Ranker = Callable[[Sequence[Sample]], torch.Tensor]
+
+
+def open_ranker(spec: str, device: torch.device, dtype: torch.dtype) -> tuple[Ranker, Callable[[str, str], Sample]]:
+    """What `spec` (FILE.py:NAME, or reward:CHECKPOINT) scores samples by, and what makes its samples of texts."""
+    if not spec.startswith(REWARD):
+        return RewardFunction(spec), lambda prompt, response: Sample([], [], prompt, response, ended=True)
+    path = spec.removeprefix(REWARD)
+    tokenizer = open_model_dir(find_checkpoint(path)).require_tokenizer()
+    model = RewardModel(path, tokenizer, device, dtype)
+    encode_prompt = Engine(model.model, tokenizer).encode_prompt  # as in the reward model's training
+    return model, lambda p, r: Sample(encode_prompt(p), tokenizer.encode(r), p, r, ended=True)
+
+
+def rank_questions(
+    spec: str, queue: Queue, file: LabelFile, labeller: str, *, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Write a label for each question that is left. The numbers themselves are kept as `rewards`: margins on a scale of
+    their own would mean nothing to a loss."""
+    ranker, sample = open_ranker(spec, device, dtype)
+    while part := list(islice(queue.pending, QUESTIONS)):
+        numbers = iter(ranker([sample(q.prompt, response) for q in part for response in q.responses]).tolist())
+        for question in part:
+            rewards = list(islice(numbers, len(question.responses)))
+            judgement = ranking_row(rank_by_number(rewards), range(len(rewards)))
+            file.add(label_row(question, judgement, labeller, rewards=rewards))
+            queue.label()

@@ -1,0 +1,206 @@
+"""The four stages of RLHF as a user runs them: stopped and resumed, in two processes, on bad input."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from gptcli.config.load import build_recipe
+from gptcli.dist.runtime import Runtime
+from gptcli.errors import UserError
+from gptcli.modeldir import open_model_dir
+from gptcli.stages.console import RunConsole
+from tests.conftest import gpt
+from tests.rlhf.known_answer import VARIABLE, World
+
+STAGES = ["rlhf-reward", "rlhf-ppo", "rlhf-dpo", "rlhf-grpo"]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    made = World(tmp_path, VARIABLE)
+    made.write_pairs(60, seed=1).rename(tmp_path / "pairs.jsonl")
+    prompts = "".join(json.dumps({"prompt": p}) + "\n" for p in ("a", "bb", "c"))
+    (tmp_path / "prompts.jsonl").write_text(prompts)
+    return made
+
+
+def tree(world: World, stage: str, steps: int = 7, name: str = "run") -> dict[str, Any]:
+    """A rollout is 6 steps (two mini-batches, three epochs), so that 7 steps end in the midst of the second."""
+    pairs = stage in ("rlhf-reward", "rlhf-dpo")
+    rollout = {"rollout_batch_size": 16, "kl_coef": 0.1, "missing_eos_penalty": 1.0}
+    blocks: dict[str, dict[str, Any]] = {
+        "rlhf-reward": {"reward": {"normalize_samples": 8}},
+        "rlhf-ppo": {"ppo": {**rollout, "ppo_epochs": 3, "kl_target": 0.5, "kl_horizon": 100}},
+        "rlhf-dpo": {},
+        "rlhf-grpo": {"grpo": {**rollout, "epochs": 3, "group_size": 4}},
+    }
+    reward = {} if pairs else {"reward": {"function": f"{world.folder / 'reward.py'}:score"}}
+    return {
+        "stage": stage,
+        "run": {"name": name, "dir": str(world.folder)},
+        "init_from": str(world.folder / "reference"),
+        "data": {"train": [str(world.folder / ("pairs.jsonl" if pairs else "prompts.jsonl"))]},
+        "optim": {"lr": 1e-2, "schedule": "constant"},
+        "train": {"max_steps": steps, "global_batch_size": 8, "log_every": 1, "eval_every": 4, "save_every": 0},
+        "sampling": {"max_new_tokens": 4, "temperature": 0.8} if not pairs else {},
+        **reward,
+        **blocks[stage],
+    }
+
+
+def train(made: dict[str, Any], **options: Any) -> dict[str, Any]:
+    recipe = build_recipe(made, where="test", stage=made["stage"])
+    stage = importlib.import_module("gptcli.stages." + made["stage"].removeprefix("rlhf-"))
+    return stage.run(recipe, Runtime(), RunConsole(quiet=True), **options)
+
+
+def rows(world: World, name: str = "run") -> list[dict[str, Any]]:
+    lines = (world.folder / name / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in ("tokens_per_second", "mfu")} for line in lines]
+
+
+def weights(world: World, name: str = "run") -> dict[str, torch.Tensor]:
+    return load_file(world.folder / name / "latest" / "model.safetensors")
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(world: World, stage: str) -> None:
+    train(tree(world, stage, 14, "whole"))
+    for steps in (3, 8, 14):  # in the first rollout; in the midst of the second; to the end
+        resume = world.folder / "parts" if steps > 3 else None
+        train(tree(world, stage, steps, "parts"), resume=resume)
+    ours, theirs = weights(world, "parts"), weights(world, "whole")
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+    timeless = [[{k: v for k, v in r.items() if not k.startswith("val_")} for r in rows(world, n)] for n in
+                ("parts", "whole")]  # fmt: skip
+    assert timeless[0] == timeless[1]
+    if stage == "rlhf-reward":
+        normalization = [(world.folder / n / "latest" / "reward.json").read_text() for n in ("parts", "whole")]
+        assert normalization[0] == normalization[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_are_one(world: World, stage: str) -> None:
+    for name, nproc in (("one", 1), ("two", 2)):
+        file = world.folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(tree(world, stage, 7, name)))
+        done = gpt(stage, "-r", file, "--nproc", str(nproc), "-q", cwd=world.folder)
+        assert done.code == 0, done.err
+    ours, theirs = weights(world, "two"), weights(world, "one")
+    assert max((ours[n] - theirs[n]).abs().max().item() for n in theirs) < 1e-5
+    for mine, other in zip(rows(world, "two"), rows(world, "one"), strict=True):
+        assert mine == pytest.approx(other, abs=1e-4)
+
+
+def test_a_policy_that_does_not_learn_keeps_ratios_of_1(world: World) -> None:
+    for stage, block in (("rlhf-ppo", "ppo"), ("rlhf-grpo", "grpo")):
+        made = tree(world, stage, 12, stage)
+        made["optim"] = {"lr": 1e-30, "schedule": "constant", "weight_decay": 0.0}
+        made[block].pop("kl_target", None)
+        train(made)
+        for row in rows(world, stage):
+            assert row["clip_fraction"] == 0
+            assert abs(row.get("approx_kl", 0.0)) < 1e-9
+            assert abs(row["kl"]) < 1e-6
+            assert row["entropy"] >= 0
+
+
+def test_dropout_of_the_checkpoint_is_off(world: World) -> None:
+    config = world.folder / "reference" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "dropout": 0.5}))
+    made = tree(world, "rlhf-ppo", 2)
+    made["optim"]["lr"] = 1e-30
+    train(made)
+    assert all(abs(row["approx_kl"]) < 1e-9 for row in rows(world))
+    assert open_model_dir(world.folder / "run" / "latest").config.dropout == 0
+
+
+def test_what_ppo_logs(world: World) -> None:
+    summary = train(tree(world, "rlhf-ppo"))
+    logged = {"score", "reward", "kl", "kl_coef", "entropy", "response_length", "eos_rate", "clip_fraction"}
+    assert logged | {"explained_variance", "value_loss", "policy_loss", "approx_kl"} <= rows(world)[-1].keys()
+    assert rows(world)[0]["kl"] == pytest.approx(0, abs=1e-6)
+    assert summary["score"] == rows(world)[-1]["score"]
+
+
+def test_a_reward_model_by_its_held_out_figures_is_told_beside_the_length(world: World) -> None:
+    made = tree(world, "rlhf-reward")
+    made["data"]["val_fraction"] = 0.3
+    summary = train(made)
+    assert {"val_loss", "val_accuracy", "val_calibration_error", "val_length_accuracy"} <= summary.keys()
+    histogram = json.loads((world.folder / "run" / "scores.json").read_text())
+    assert len(histogram["edges"]) == len(histogram["better"]) + 1
+
+
+# ---- bad input ------------------------------------------------------------------------------------------------
+
+BAD_REWARDS = {
+    "raise ValueError('no idea')": r"reward.py:score \(line \d+\) raised ValueError: no idea",
+    "return [float('nan')] * len(responses)": r"returned nan for the response",
+    "return [1.0]": r"returned 1 scores for 16 responses",
+    "return 3": r"returned '3', not a list of numbers",
+    "return ['x'] * len(responses)": r"not a list of numbers",
+}
+
+
+@pytest.mark.parametrize("bad", BAD_REWARDS, ids=range(len(BAD_REWARDS)))
+def test_a_reward_that_fails_is_told_and_the_run_is_saved(world: World, bad: str) -> None:
+    """It fails in the second rollout, after 6 steps."""
+    (world.folder / "reward.py").write_text(
+        f"calls = []\ndef score(prompts, responses):\n    calls.append(0)\n    if len(calls) == 2:\n        {bad}\n"
+        "    return [0.0] * len(responses)\n"
+    )
+    with pytest.raises(UserError, match=BAD_REWARDS[bad]):
+        train(tree(world, "rlhf-ppo", 12))
+    assert (world.folder / "run" / "latest").resolve().name == "step-000006"
+    train(
+        tree(world, "rlhf-ppo", 12), resume=world.folder / "run"
+    )  # the module is read anew, and does not fail at once
+    assert (world.folder / "run" / "latest").resolve().name == "step-000012"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"init_from": None}, "init_from: (missing|give exactly one)|model, init_from"),
+        ({"reward": {}}, "where do scores come from"),
+        ({"reward": {"function": "reward.py"}}, "write it as FILE.py:NAME"),
+        ({"reward": {"function": "nowhere.py:score"}}, "no such file"),
+        ({"reward": {"function": "REWARD:other"}}, "has no function 'other'"),
+        ({"reward": {"checkpoint": "REFERENCE"}}, "has no reward head"),
+        ({"sampling": {"top_k": 3}}, "sampling.top_k: rollouts are drawn from the policy as it is"),
+        ({"sampling": {"temperature": 0}}, "nothing is learned"),
+        ({"sampling": {"max_new_tokens": 8}}, "prompts.jsonl:1: .*exceed the context of 8"),
+        ({"ppo": {"rollout_batch_size": 12}}, "no multiple of the 8 rows"),
+        ({"ppo": {"rollout_batch_size": 16, "minibatch_size": 4}}, "they are the same thing"),
+        ({"ppo": {"rollout_batch_size": 16, "stop_token": "ab"}}, "is 2 tokens, and a stop is one"),
+        ({"data": {"train": ["nowhere.jsonl"]}}, "no such file"),
+        ({"data": {}}, "nothing to train on"),
+    ],
+)
+def test_a_recipe_that_cannot_work_says_so(world: World, change: dict[str, Any], reason: str) -> None:
+    made = {**tree(world, "rlhf-ppo", 2), **change}
+    reward = made["reward"]
+    for key, value in reward.items():
+        value = value.replace("REWARD", str(world.folder / "reward.py")).replace("REFERENCE", made["init_from"] or "")
+        reward[key] = value
+    with pytest.raises(UserError, match=reason):
+        train(made)
+
+
+def test_preferences_without_preference_name_their_line(world: World) -> None:
+    pairs = world.folder / "pairs.jsonl"
+    same = {"prompt": "a", "chosen": "ab", "rejected": "ab"}
+    pairs.write_text(json.dumps({**same, "rejected": "b"}) + "\n" + json.dumps(same) + "\n")
+    for stage in ("rlhf-reward", "rlhf-dpo"):
+        with pytest.raises(UserError, match=r"pairs.jsonl:2: chosen and rejected are the same text"):
+            train(tree(world, stage))
