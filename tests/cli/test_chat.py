@@ -41,7 +41,10 @@ class Session:
         tty, self.screen, self._seen = os.ttyname(slave), "", 0
         command = [sys.executable, "-m", "gptcli", "chat", *arguments]
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" <{tty} >{tty} 2>{tty}', "sh", *command],
+            ["sh", "-c", f'exec "$@" <{tty}', "sh", *command],  # opening it makes it the one whose keys signal
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"},
             start_new_session=True,
