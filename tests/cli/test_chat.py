@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -40,7 +41,10 @@ class Session:
         tty, self.screen, self._seen = os.ttyname(slave), "", 0
         command = [sys.executable, "-m", "gptcli", "chat", *arguments]
         self.process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" <{tty} >{tty} 2>{tty}', "sh", *command],
+            ["sh", "-c", f'exec "$@" <{tty}', "sh", *command],  # opening it makes it the one whose keys signal
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"},
             start_new_session=True,
@@ -66,10 +70,8 @@ class Session:
 
     def until(self, pattern: str) -> str:
         """Wait until it shows `pattern` after what was waited for before; the text up to there."""
-        end = time.monotonic() + 60
         while (found := re.search(pattern, self.screen[self._seen :])) is None:
-            assert time.monotonic() < end, f"no {pattern!r} in {self.screen[self._seen :]!r}"
-            self._read()
+            assert self._read(), f"no {pattern!r} in {self.screen[self._seen :]!r}"
         text = self.screen[self._seen : self._seen + found.start()]
         self._seen += found.end()
         return text
@@ -80,8 +82,10 @@ class Session:
         return self.process.wait(timeout=60)
 
     def _read(self) -> bool:
+        """Whether something more was shown, within minutes."""
         try:
-            data = os.read(self.master, 65536)
+            ready, _, _ = select.select([self.master], [], [], 200)
+            data = os.read(self.master, 65536) if ready else b""
         except OSError:  # the other end is closed
             return False
         self.screen += data.decode(errors="replace").replace("\r\n", "\n")
