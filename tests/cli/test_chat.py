@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import re
@@ -50,6 +51,7 @@ class Session:
             start_new_session=True,
         )
         os.close(slave)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def __enter__(self) -> Session:
         return self
@@ -88,7 +90,7 @@ class Session:
             data = os.read(self.master, 65536) if ready else b""
         except OSError:  # the other end is closed
             return False
-        self.screen += data.decode(errors="replace").replace("\r\n", "\n")
+        self.screen += self._decoder.decode(data).replace("\r", "")
         return bool(data)
 
 
