@@ -39,7 +39,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.train()
     write(tiny.folder / "p.jsonl", *PROMPTS)
     folder = LoadedModel.open(tiny.run_dir, device="cpu")
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     config = replace(folder.config, context_length=64, scalar_heads={"reward": 1})
     (tiny.folder / "runs" / "other").mkdir()
     save_model(tiny.folder / "runs" / "other", config, dict(GPT(config).named_parameters()), folder.tokenizer)
@@ -84,7 +84,7 @@ def label(gpt: Gpt) -> Gpt:
 
 def test_labels_say_who_when_and_where_from(label: Gpt, gpt: Gpt, trained: Path, tmp_path: Path) -> None:
     out = tmp_path / "pairs.jsonl"
-    done = label(out, "b a c d\na=b c d\n=\n\n", "-c", "runs/other", "--json")
+    done = label(out, "b a c d\na=b c d\n=\n\n", "-c", "runs/other", "-n", "12", "--json")
     assert done.json() == {
         "output": str(out),
         "labeller": "anna",
@@ -106,7 +106,7 @@ def test_labels_say_who_when_and_where_from(label: Gpt, gpt: Gpt, trained: Path,
     first = found[0]
     assert first["ranking"] == [first["shown"][i] for i in (1, 0, 2, 3)]
     # what made an answer makes it again
-    again = write(tmp_path / "again.jsonl", PROMPTS[0] | {"seed": 1, "max_new_tokens": 5})
+    again = write(tmp_path / "again.jsonl", PROMPTS[0] | {"seed": 1, "max_new_tokens": 12})
     made = gpt("generate", "-i", again, "-c", trained / "runs/tiny")
     assert json.loads(made.out)["text"] == first["responses"][1]
 
