@@ -86,7 +86,7 @@ def test_the_row_for_scripts(family: Tiny) -> None:
 def test_lineage_follows_parents(family: Tiny) -> None:
     chain = lineage_of(family.run_dir.parent / "child")
     assert [Path(link.checkpoint).parent.name for link in chain] == ["child", "tiny"]
-    assert ("Started from", str(family.run_dir)) in chain[0].facts
+    assert ("Started from", str((family.run_dir / "latest").resolve())) in chain[0].facts
 
 
 def test_lineage_ends_where_a_parent_is_gone(family: Tiny, tmp_path: Path) -> None:
