@@ -32,7 +32,7 @@ def small_gpt(seed: int, vocab_size: int, context_length: int = 32) -> GPT:
 
 def engine_of(model: Any, eos_id: int | None = None) -> Engine:
     """With no more of a tokenizer than an end-of-text."""
-    tokenizer: Any = SimpleNamespace(eos_id=eos_id)
+    tokenizer: Any = SimpleNamespace(eos_id=eos_id, chat_template=None)
     return Engine(model, tokenizer)
 
 

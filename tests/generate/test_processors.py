@@ -35,7 +35,7 @@ EVERYTHING = {
 
 
 def processors(**options: Any) -> Processors:
-    tokenizer: Any = SimpleNamespace(eos_id=EOS)
+    tokenizer: Any = SimpleNamespace(eos_id=EOS, chat_template=None)
     return Processors(SamplingParams(**options), V, tokenizer)
 
 

@@ -95,7 +95,7 @@ def exact(engine: Engine, prompt: list[int], params: SamplingParams) -> dict[tup
             logits = engine.model(torch.tensor([row])).logits[:, -1]
             processed = processors(logits, History([row], [len(prompt)]))
             for token, p in enumerate(processed.softmax(-1)[0].tolist()):
-                (done if token == processors.eos_id else longer)[(*text, token)] = mass * p
+                (done if token in processors.ends else longer)[(*text, token)] = mass * p
         begun = longer
     return done | begun
 
