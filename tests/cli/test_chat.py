@@ -14,6 +14,7 @@ import subprocess
 import sys
 import termios
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -81,15 +82,25 @@ class Session:
         self._seen += found.end()
         return text
 
+    def interrupt(self, answered: Callable[[], bool]) -> None:
+        """Press Ctrl-C at the prompt until it is answered: readline loses a signal before its first wait."""
+        for _ in range(20):
+            self.type(CTRL_C)
+            while self._read(seconds=3):
+                pass
+            if answered():
+                return
+        raise AssertionError(f"Ctrl-C was not answered: {self.screen[self._seen :]!r}")
+
     def code(self) -> int:
         while self._read():
             pass
         return self.process.wait(timeout=60)
 
-    def _read(self) -> bool:
-        """Whether something more was shown, within a minute."""
+    def _read(self, seconds: float = 60) -> bool:
+        """Whether something more was shown in that time."""
         try:
-            ready, _, _ = select.select([self.master], [], [], 60)
+            ready, _, _ = select.select([self.master], [], [], seconds)
             data = os.read(self.master, 65536) if ready else b""
         except OSError:  # the other end is closed
             return False
@@ -152,11 +163,9 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(models: Path, tmp_path:
         chat.enter(f"/save {file}")
         [_, answer] = json.loads(file.read_text())["messages"]
         assert answer["content"] == "".join(shown)
-        chat.type("half a line" + CTRL_C)
-        chat.until("Ctrl-C again")
-        chat.until("> $")
-        time.sleep(1)  # a signal between readline's prompt and its first wait is lost on it
-        chat.type(CTRL_C)
+        chat.type("half a line")
+        chat.interrupt(lambda: chat.screen.count("Ctrl-C again") == 2)
+        chat.interrupt(lambda: chat.process.poll() is not None)
         assert chat.code() == 130
         assert chat.screen.count("Ctrl-C again") == 2  # of the answer and of the line, not of the last
 
