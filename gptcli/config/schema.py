@@ -278,10 +278,17 @@ class RewardRecipe(Recipe):
     reward: RewardBlock = key(RewardBlock(), "the reward model")
 
 
+HELD_OUT_REWARD = (
+    "another reward, not trained on, that scores the responses to data.val at validations: `best` and train.patience go "
+    "by it, and the run warns when it falls while the trained one rises; left out: they go by the trained one"
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PPORecipe(Recipe):
     ppo: PPOBlock = key(..., "proximal policy optimization")
     reward: RewardBlock = key(..., "where scores come from")
+    held_out_reward: RewardBlock | None = key(None, HELD_OUT_REWARD)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,6 +300,7 @@ class DPORecipe(Recipe):
 class GRPORecipe(Recipe):
     grpo: GRPOBlock = key(..., "group-relative policy optimization")
     reward: RewardBlock = key(..., "where scores come from")
+    held_out_reward: RewardBlock | None = key(None, HELD_OUT_REWARD)
 
 
 STAGES: dict[str, type[Recipe]] = {

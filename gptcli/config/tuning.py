@@ -67,6 +67,11 @@ class RolloutBlock:
     missing_eos_penalty: float = key(0.0, "taken off the score of a response that does not end", ge=0)
     stop_token: str | None = key(None, "text of a token that ends a response, beside end-of-text")
     stop_after: int = key(0, "only from so many tokens on", ge=0)
+    best_of: int = key(
+        16,
+        "at the first validation the reference answers each prompt of data.val so often: the baseline best-of-n",
+        ge=1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

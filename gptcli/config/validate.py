@@ -13,7 +13,6 @@ from gptcli.config.schema import (
     OptimBlock,
     PPORecipe,
     Recipe,
-    RewardBlock,
     SamplingParams,
     TrainBlock,
 )
@@ -62,11 +61,11 @@ def _rlhf_problem(recipe: Recipe) -> str | None:
     if recipe.data.path or recipe.data.mixture:
         return "data.path, data.mixture: hold tokens; name .jsonl files in data.train or data.source"
     if isinstance(recipe, PPORecipe):
-        return _rollout_problem("ppo", recipe.ppo, recipe.reward, recipe.train, recipe.sampling)
+        return _rollout_problem("ppo", recipe.ppo, recipe) or _held_out_problem(recipe)
     if isinstance(recipe, GRPORecipe):
         if recipe.grpo.rollout_batch_size % recipe.grpo.group_size:
             return f"grpo.rollout_batch_size: {recipe.grpo.rollout_batch_size} is no multiple of grpo.group_size"
-        return _rollout_problem("grpo", recipe.grpo, recipe.reward, recipe.train, recipe.sampling)
+        return _rollout_problem("grpo", recipe.grpo, recipe) or _held_out_problem(recipe)
     return None
 
 
@@ -74,9 +73,8 @@ def _rlhf_problem(recipe: Recipe) -> str | None:
 ROLLOUT_SAMPLING = ("max_new_tokens", "temperature", "ignore_eos", "seed", "on_overflow")
 
 
-def _rollout_problem(
-    name: str, block: RolloutBlock, reward: RewardBlock, train: TrainBlock, sampling: SamplingParams
-) -> str | None:
+def _rollout_problem(name: str, block: RolloutBlock, recipe: PPORecipe | GRPORecipe) -> str | None:
+    reward, train, sampling = recipe.reward, recipe.train, recipe.sampling
     if reward.checkpoint is None and reward.function is None:
         return "reward: where do scores come from? set reward.checkpoint or reward.function"
     if block.minibatch_size not in (None, train.global_batch_size):
@@ -93,6 +91,19 @@ def _rollout_problem(
         if key.name not in ROLLOUT_SAMPLING and getattr(sampling, key.name) != getattr(SamplingParams(), key.name):
             hint = f"; {name}.stop_token ends responses" if key.name == "stop" else ""
             return f"sampling.{key.name}: rollouts are drawn from the policy as it is{hint}"
+    return None
+
+
+def _held_out_problem(recipe: PPORecipe | GRPORecipe) -> str | None:
+    reward = recipe.held_out_reward
+    if reward is None:
+        return None
+    if reward.checkpoint is None and reward.function is None:
+        return "held_out_reward: where do scores come from? set held_out_reward.checkpoint or held_out_reward.function"
+    if not recipe.data.val:
+        return "held_out_reward: scores responses to held-out prompts; name .jsonl files of them in data.val"
+    if recipe.train.eval_every == 0:
+        return "train.eval_every: 0 never looks at held_out_reward; give the steps between validations"
     return None
 
 

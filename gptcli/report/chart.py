@@ -1,4 +1,4 @@
-"""Curves as SVG in a page: one or two lines over the same axis, in the page's colours."""
+"""Curves as SVG in a page: one or two lines, or clouds of dots, over the same axis, in the page's colours."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ LEFT, RIGHT, TOP, BOTTOM = 56, 12, 10, 34
 MOST_POINTS = 600  # of a line; more are averaged, for none could be told apart
 
 
-def chart(title: str, lines: Mapping[str, Points], *, xlabel: str) -> str:
-    """A figure with a caption; empty where no line has two points."""
-    drawn = {name: thin(finite(points)) for name, points in lines.items()}
+def chart(title: str, lines: Mapping[str, Points], *, xlabel: str, dots: bool = False) -> str:
+    """A figure with a caption, which names each line's last value (of dots there is none); empty where no line has two
+    points."""
+    drawn = {name: finite(points) if dots else thin(finite(points)) for name, points in lines.items()}
     lines = {name: points for name, points in drawn.items() if points}
     if not any(len(points) > 1 for points in lines.values()):
         return ""
@@ -39,11 +40,14 @@ def chart(title: str, lines: Mapping[str, Points], *, xlabel: str) -> str:
         parts.append(f'<text x="{place(x, y0)[0]:.1f}" y="{HEIGHT - 18}" text-anchor="middle">{short(x)}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH) / 2}" y="{HEIGHT - 3}" text-anchor="middle">{escape(xlabel)}</text>')
     for number, points in enumerate(lines.values()):
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in (place(*p) for p in points))
-        parts.append(f'<path class="s{number}" d="M{path}"/>')
+        places = [f"{x:.1f} {y:.1f}" for x, y in (place(*p) for p in points)]
+        if dots:  # lines of no length, whose round ends are seen
+            parts.append(f'<path class="s{number} dots" d="M{"h0M".join(places)}h0"/>')
+        else:
+            parts.append(f'<path class="s{number}" d="M{"L".join(places)}"/>')
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
     names = [
-        f'<span class="s{number}">{escape(name)} {short(points[-1][1])}</span>'
+        f'<span class="s{number}">{escape(name)}{"" if dots else " " + short(points[-1][1])}</span>'
         for number, (name, points) in enumerate(lines.items())
     ]
     return f"<figure><figcaption>{escape(title)}: {', '.join(names)}</figcaption>{svg}</figure>"

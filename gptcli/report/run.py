@@ -14,6 +14,9 @@ from gptcli.modeldir import read_json
 from gptcli.report.chart import chart
 from gptcli.report.page import Section, details, page, pre, table
 from gptcli.report.results import results_of_run, results_table
+from gptcli.report.rollouts import CURVES as ROLLOUT_CURVES
+from gptcli.report.rollouts import frontier, is_rollout_run, rollout_overview, rollout_row, written
+from gptcli.rlhf.evaluations import Evaluation, read_evaluations
 from gptcli.train.checkpoint import find_checkpoint
 from gptcli.train.metrics import read_metrics
 
@@ -41,6 +44,7 @@ class Run:
     recipe: str
     lineage: list[Link]
     results: list[Result]
+    evaluations: list[Evaluation]  # of PPO and GRPO
 
 
 def is_run(path: Path) -> bool:
@@ -59,6 +63,7 @@ def read_run(path: Path, results: list[Result]) -> Run:
         (path / "recipe.yaml").read_text("utf-8"),
         lineage_of(path),
         own + [result for result in results if result not in own],
+        read_evaluations(path),
     )
 
 
@@ -95,6 +100,7 @@ def _read_samples(file: Path) -> list[dict[str, Any]]:
 
 def run_row(run: Run) -> dict[str, Any]:
     """For scripts."""
+    rollouts = rollout_row(run.evaluations) if is_rollout_run(run.metrics) else {}
     return {
         "run_dir": str(run.path),
         "last": run.metrics[-1] if run.metrics else None,
@@ -102,37 +108,43 @@ def run_row(run: Run) -> dict[str, Any]:
         "samples": len(run.samples),
         "lineage": [{"checkpoint": link.checkpoint, **dict(link.facts)} for link in run.lineage],
         "results": [result.to_json(items=False) for result in run.results],
+        **rollouts,
     }
 
 
 def overview(run: Run) -> list[tuple[str, str]]:
     if not run.metrics:
         return []
-    last, best = run.metrics[-1], run_row(run)["best_val_loss"]
+    last, best, rollouts = run.metrics[-1], run_row(run)["best_val_loss"], is_rollout_run(run.metrics)
     words = {
         "Steps": f"{last['step']:,}",
         "Tokens": f"{last['tokens']:,}",
         "Training loss": f"{last['loss']:.4f}",
-        "Best held-out loss": None if best is None else f"{best:.4f}",
+        "Best held-out loss": None if best is None or rollouts else f"{best:.4f}",
         "Tokens per second": f"{last['tokens_per_second']:,.0f}",
         "Of the device's peak": f"{last['mfu']:.1%}" if last.get("mfu") else None,
     }
-    return [(name, value) for name, value in words.items() if value is not None]
+    rows = [(name, value) for name, value in words.items() if value is not None]
+    return rows + (rollout_overview(run.metrics, run.evaluations) if rollouts else [])
 
 
 def curves(run: Run) -> str:
     """The usual ones, and whatever else the stage logs."""
-    known = {name for names in CURVES.values() for name in names} | NO_CURVE
+    usual = ROLLOUT_CURVES | CURVES if is_rollout_run(run.metrics) else CURVES
+    known = {name for names in usual.values() for name in names} | NO_CURVE
     others = dict.fromkeys(name for row in run.metrics for name in row if name not in known)
     charts = []
-    for title, names in (CURVES | {name.replace("_", " "): (name,) for name in others}).items():
+    for title, names in (usual | {name.replace("_", " "): (name,) for name in others}).items():
         lines = {
             name: [(row["tokens"], row[name]) for row in run.metrics if isinstance(row.get(name), int | float)]
             for name in names
         }
         charts.append(chart(title, lines, xlabel="tokens"))
-    drawn = "".join(charts)
-    return f'<div class="charts">{drawn}</div>' if drawn else ""
+    return in_columns("".join(charts))
+
+
+def in_columns(charts: str) -> str:
+    return f'<div class="charts">{charts}</div>' if charts else ""
 
 
 def samples(run: Run) -> str:
@@ -154,8 +166,10 @@ def sections(run: Run) -> list[Section]:
     """In the page's order. A stage that has more to tell adds to these."""
     return [
         Section("Overview", table(overview(run))),
+        Section("Reward", in_columns(frontier(run.metrics, run.evaluations)) if is_rollout_run(run.metrics) else ""),
         Section("Curves", curves(run)),
         Section("Evaluation", table(results_table(run.results, main_only=False), heading=True) if run.results else ""),
+        Section("Held-out prompts", written(run.evaluations)),
         Section("Samples", samples(run)),
         Section("Lineage", lineage(run)),
         Section("Recipe", pre(run.recipe)),

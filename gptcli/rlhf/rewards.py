@@ -98,12 +98,14 @@ def score_rows(model: GPT, rows: Sequence[Sequence[int]], *, dtype: torch.dtype 
 class RewardModel:
     """A checkpoint with a reward head. Where its tokenizer has other ids, it reads the text anew."""
 
-    def __init__(self, path: str, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype) -> None:
-        """Raises UserError for a checkpoint that is no reward model."""
+    def __init__(
+        self, path: str, tokenizer: Tokenizer, device: torch.device, dtype: torch.dtype, key: str = "reward"
+    ) -> None:
+        """`key`: the recipe's, for what is wrong. Raises UserError for a checkpoint that is no reward model."""
         folder = open_model_dir(find_checkpoint(path))
         if HEAD not in folder.config.scalar_heads:
-            raise UserError(f"reward.checkpoint: {path}: has no reward head; `gpt rlhf-reward` trains one")
-        self.name, self.model = path, load_model(folder, device=device).requires_grad_(False)
+            raise UserError(f"{key}.checkpoint: {path}: has no reward head; `gpt rlhf-reward` trains one")
+        self.name, self.model = f"{key}.checkpoint: {path}", load_model(folder, device=device).requires_grad_(False)
         self.tokenizer, self._dtype = folder.require_tokenizer(), dtype
         self._same_ids = self.tokenizer.same_ids(tokenizer) and self.tokenizer.eos_id == tokenizer.eos_id
         self._normalize = Normalization.load(folder.path)
@@ -123,7 +125,7 @@ class RewardModel:
         limit = self.model.config.context_length
         if len(row) > limit:
             raise UserError(
-                f"reward.checkpoint: {self.name}: prompt and response are {len(row)} tokens, its context is {limit}; "
+                f"{self.name}: prompt and response are {len(row)} tokens, its context is {limit}; "
                 "use a smaller sampling.max_new_tokens or shorter prompts"
             )
         return row
@@ -135,12 +137,13 @@ class RewardModel:
 class RewardFunction:
     """FILE.py:NAME, called with two lists, prompts and responses, as text; it returns a number for each pair."""
 
-    def __init__(self, spec: str) -> None:
+    def __init__(self, spec: str, key: str = "reward") -> None:
         """Raises UserError where there is no such function."""
         file, colon, name = spec.rpartition(":")
         if not colon or not file.endswith(".py"):
-            raise UserError(f"reward.function: {spec}: write it as FILE.py:NAME")
-        self.spec, self._function = spec, _load_function(Path(file), name)
+            raise UserError(f"{key}.function: {spec}: write it as FILE.py:NAME")
+        self.name = f"{key}.function: {spec}"
+        self._function = _load_function(Path(file), name, f"{key}.function")
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
         """Raises UserError for whatever the function does wrong."""
@@ -148,28 +151,26 @@ class RewardFunction:
             scores = self._function([s.prompt for s in samples], [s.response for s in samples])
         except Exception as error:
             line = f" (line {error.__traceback__.tb_next.tb_lineno})" if error.__traceback__.tb_next else ""  # type: ignore[union-attr]
-            raise UserError(f"reward.function: {self.spec}{line} raised {type(error).__name__}: {error}") from error
+            raise UserError(f"{self.name}{line} raised {type(error).__name__}: {error}") from error
         return self._checked(scores, samples)
 
     def _checked(self, scores: Any, samples: Sequence[Sample]) -> Tensor:
         try:
             numbers = [float(score) for score in scores]
         except (TypeError, ValueError) as error:
-            raise UserError(
-                f"reward.function: {self.spec} returned {str(scores)[:60]!r}, not a list of numbers"
-            ) from error
+            raise UserError(f"{self.name} returned {str(scores)[:60]!r}, not a list of numbers") from error
         if len(numbers) != len(samples):
-            raise UserError(f"reward.function: {self.spec} returned {len(numbers)} scores for {len(samples)} responses")
+            raise UserError(f"{self.name} returned {len(numbers)} scores for {len(samples)} responses")
         bad = next((i for i, number in enumerate(numbers) if not math.isfinite(number)), None)
         if bad is not None:
             text = samples[bad].response
-            raise UserError(f"reward.function: {self.spec} returned {numbers[bad]} for the response {text[:60]!r}")
+            raise UserError(f"{self.name} returned {numbers[bad]} for the response {text[:60]!r}")
         return torch.tensor(numbers)
 
 
-def _load_function(file: Path, name: str) -> Callable[[list[str], list[str]], Any]:
+def _load_function(file: Path, name: str, key: str) -> Callable[[list[str], list[str]], Any]:
     if not file.is_file():
-        raise UserError(f"reward.function: {file}: no such file")
+        raise UserError(f"{key}: {file}: no such file")
     spec = importlib.util.spec_from_file_location(f"reward_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -178,10 +179,10 @@ def _load_function(file: Path, name: str) -> Callable[[list[str], list[str]], An
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"reward.function: {file}: cannot be imported ({type(error).__name__}: {error})") from error
+        raise UserError(f"{key}: {file}: cannot be imported ({type(error).__name__}: {error})") from error
     function = getattr(module, name, None)
     if not callable(function):
-        raise UserError(f"reward.function: {file}: has no function {name!r}")
+        raise UserError(f"{key}: {file}: has no function {name!r}")
     return function
 
 
@@ -191,9 +192,12 @@ def _load_function(file: Path, name: str) -> Callable[[list[str], list[str]], An
 class Rewards:
     """weight * the checkpoint's score + the function's, whichever are given."""
 
-    def __init__(self, block: RewardBlock, tokenizer: Tokenizer, runtime: Runtime, dtype: torch.dtype) -> None:
-        self._model = RewardModel(block.checkpoint, tokenizer, runtime.device, dtype) if block.checkpoint else None
-        self._function = RewardFunction(block.function) if block.function else None
+    def __init__(
+        self, block: RewardBlock, tokenizer: Tokenizer, runtime: Runtime, dtype: torch.dtype, key: str = "reward"
+    ) -> None:
+        model, function = block.checkpoint, block.function
+        self._model = RewardModel(model, tokenizer, runtime.device, dtype, key) if model else None
+        self._function = RewardFunction(function, key) if function else None
         self._weight = block.weight if self._model and self._function else 1.0
         self._runtime = runtime
 

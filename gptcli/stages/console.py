@@ -54,7 +54,10 @@ class RunConsole:
 
 def describe_row(row: dict[str, Any]) -> str:
     parts = [f"step {row['step']}", f"loss {row['loss']:.4f}"]
-    if "val_loss" in row:
+    if "val_score" in row:
+        reward = f", held-out reward {row['val_held_out_reward']:.3f}" if "val_held_out_reward" in row else ""
+        parts.append(f"held out: score {row['val_score']:.3f}  KL {row['val_kl']:.3f}{reward}")
+    elif "val_loss" in row:
         parts.append(f"held out {row['val_loss']:.4f}")
         shown = ("val_accuracy", "val_f1", "val_matthews", "val_pearson", "val_spearman")
         parts += [f"{name.removeprefix('val_')} {row[name]:.4f}" for name in shown if name in row]

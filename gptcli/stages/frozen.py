@@ -40,16 +40,21 @@ def data_files(data: DataBlock) -> list[Path]:
     return [file for spec in specs for file in list_files(spec)]
 
 
+def held_out_files(data: DataBlock) -> list[Path]:
+    return [file for spec in data.val for file in list_files(spec)]
+
+
 def fingerprint(recipe: Recipe) -> str:
     """Of the data, the reference's weights and whatever gives rewards: a resume is exact only if none has changed."""
     assert recipe.init_from is not None
-    files = [*data_files(recipe.data), *(file for spec in recipe.data.val for file in list_files(spec))]
+    files = [*data_files(recipe.data), *held_out_files(recipe.data)]
     files.append(find_checkpoint(recipe.init_from) / WEIGHTS)
-    reward: Any = getattr(recipe, "reward", None)
-    if isinstance(reward, RewardBlock) and reward.checkpoint is not None:
-        files.append(find_checkpoint(reward.checkpoint) / WEIGHTS)
-    if isinstance(reward, RewardBlock) and reward.function is not None and ":" in reward.function:
-        files.append(Path(reward.function.rpartition(":")[0]))
+    for key in ("reward", "held_out_reward"):
+        reward: Any = getattr(recipe, key, None)
+        if isinstance(reward, RewardBlock) and reward.checkpoint is not None:
+            files.append(find_checkpoint(reward.checkpoint) / WEIGHTS)
+        if isinstance(reward, RewardBlock) and reward.function is not None and ":" in reward.function:
+            files.append(Path(reward.function.rpartition(":")[0]))
     digest = hashlib.sha256()
     for file in files:
         if not file.is_file():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +20,13 @@ from gptcli.errors import UserError
 from gptcli.generate import Engine
 from gptcli.generate.prompts import read_jobs
 from gptcli.modeldir import load_model, open_model_dir
+from gptcli.rlhf.held_out import HeldOut
 from gptcli.rlhf.kl import KLController
 from gptcli.rlhf.rewards import Rewards
-from gptcli.rlhf.rollout import Lesson, Prompt, RolloutSource
+from gptcli.rlhf.rollout import Lesson, Prompt, RolloutSource, Sampler
 from gptcli.stages.build import open_run_dir, pick_plan, pinned, start_model
 from gptcli.stages.console import RunConsole
-from gptcli.stages.frozen import builder, data_files, fingerprint
+from gptcli.stages.frozen import builder, data_files, fingerprint, held_out_files
 from gptcli.stages.run import TrainingRun
 from gptcli.train.checkpoint import find_checkpoint
 from gptcli.train.optim import make_optimizer
@@ -71,30 +72,56 @@ def run_rollouts(
             build=builder(recipe, method.heads, tokenizer, runtime, console.say),
         )
         engine = Engine(policy, tokenizer, dtype=dtype)
+        reference = load_model(folder, device=runtime.device).requires_grad_(False)
         plan = pick_plan(recipe, policy.config, runtime, console.say, dtype=dtype)
+        rewards = Rewards(recipe.reward, tokenizer, runtime, dtype)
+
+        def sampler(of: Engine) -> Sampler:
+            return Sampler(
+                of,
+                reference,
+                rewards,
+                block=method.block,
+                sampling=recipe.sampling,
+                judged_together=plan.micro_batch_size,
+                runtime=runtime,
+            )
+
         source = RolloutSource(
-            policy,
-            load_model(folder, device=runtime.device).requires_grad_(False),
-            engine,
-            read_prompts(recipe, engine, console.say),
-            Rewards(recipe.reward, tokenizer, runtime, dtype),
+            sampler(engine),
+            read_prompts(recipe, data_files(recipe.data), engine, console.say),
             method.lesson,
             method.kl,
-            block=method.block,
-            sampling=recipe.sampling,
+            rollout_batch_size=method.block.rollout_batch_size,
             group_size=method.group_size,
             epochs=method.epochs,
             weight=method.weight,
             plan=plan,
             runtime=runtime,
             seed=recipe.run.seed,
-            dtype=dtype,
         )
+        run_dir = Path(scratch) if scratch else open_run_dir(recipe, runtime, resume=resume is not None)
+        held_out = None
+        if recipe.data.val and recipe.train.eval_every:
+            judge = recipe.held_out_reward
+            held_out = HeldOut(
+                sampler(engine),
+                sampler(Engine(reference, tokenizer, dtype=dtype)),
+                None if judge is None else Rewards(judge, tokenizer, runtime, dtype, key="held_out_reward"),
+                read_prompts(recipe, held_out_files(recipe.data), engine, console.say),
+                run_dir,
+                rows=recipe.train.eval_rows,
+                best_of=method.block.best_of,
+                resume_step=resumed.state.step if resumed else 0,
+                runtime=runtime,
+                seed=recipe.run.seed,
+                say=console.say,
+            )
         training = TrainingRun(
             recipe=recipe,
             runtime=runtime,
             console=console,
-            run_dir=Path(scratch) if scratch else open_run_dir(recipe, runtime, resume=resume is not None),
+            run_dir=run_dir,
             model=policy,
             tokenizer=tokenizer,
             optimizer=make_optimizer(policy, recipe.optim, policy.hidden_matrices()),
@@ -105,13 +132,16 @@ def run_rollouts(
             held_out=[],
             data_hash=data_hash,
             resumed=resumed,
+            measure=None if held_out is None else lambda: held_out.measure(training.state.step),
             figures=lambda: source.metrics,
         )
         return {**training.execute(), **source.metrics}
 
 
-def read_prompts(recipe: PPORecipe | GRPORecipe, engine: Engine, say: Callable[[str], None]) -> list[Prompt]:
-    """Text and ids of every prompt of the data. Raises UserError, file and line, for one that leaves no room."""
+def read_prompts(
+    recipe: PPORecipe | GRPORecipe, files: Sequence[Path], engine: Engine, say: Callable[[str], None]
+) -> list[Prompt]:
+    """Text and ids of every prompt of the files. Raises UserError, file and line, for one that leaves no room."""
     bad: list[UserError] = []
 
     def on_bad(error: UserError) -> None:
@@ -121,7 +151,7 @@ def read_prompts(recipe: PPORecipe | GRPORecipe, engine: Engine, say: Callable[[
 
     params = dataclasses.replace(recipe.sampling, on_overflow="refuse")
     prompts = []
-    for file in data_files(recipe.data):
+    for file in files:
         for job in read_jobs(str(file), params, engine.require_tokenizer(), on_bad=on_bad):
             try:
                 if job.changes:

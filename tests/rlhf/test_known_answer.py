@@ -104,7 +104,7 @@ def no_mask(monkeypatch: pytest.MonkeyPatch) -> None:
         return original(prompts, [[*r, *[0] * (VARIABLE.length - len(r))] for r in responses], width)
 
     monkeypatch.setattr(rollout, "response_rows", unmasked)
-    monkeypatch.setattr(rollout.RolloutSource, "_samples", samples_up_to_the_end)
+    monkeypatch.setattr(rollout.Sampler, "_samples", samples_up_to_the_end)
 
 
 def samples_up_to_the_end(self, prompts, targets):
