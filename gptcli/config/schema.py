@@ -279,8 +279,8 @@ class RewardRecipe(Recipe):
 
 
 HELD_OUT_REWARD = (
-    "another reward, not trained on, that scores the responses to data.val at validations: `best` and train.patience go "
-    "by it, and the run warns when it falls while the trained one rises; left out: they go by the trained one"
+    "another reward, not trained on, that scores the responses to data.val at validations: `best` and train.patience "
+    "go by it, and the run warns when it falls while the trained one rises; left out: they go by the trained one"
 )
 
 

@@ -46,8 +46,8 @@ def test_the_mean_over_all_choices_of_n(n: int) -> None:
 
 def test_it_is_unbiased() -> None:
     """The best of 4 uniform numbers is 4/5 on average, from 16 draws as from 4."""
-    draws = np.random.default_rng(0).uniform(size=(20_000, 16))
-    assert best_of(4, draws, draws).mean() == pytest.approx(0.8, abs=0.002)
+    draws = np.random.default_rng(0).uniform(size=(5_000, 16))
+    assert best_of(4, draws, draws).mean() == pytest.approx(0.8, abs=0.005)
 
 
 @pytest.mark.parametrize("n", [1, 2, 4, 64])
@@ -77,7 +77,7 @@ def test_the_curve_doubles_and_follows_the_trained_reward() -> None:
 # ---- over-optimisation ----------------------------------------------------------------------------------------
 
 
-def runs(count: int, trend, *, evaluations: int = 20, prompts: int = 64):
+def runs(count: int, trend, *, evaluations: int = 15, prompts: int = 40):
     """So many runs whose held-out rewards have mean trend(k) over noise of prompts and of draws."""
     rng = np.random.default_rng(0)
     for _ in range(count):
@@ -94,7 +94,7 @@ def alarms(run: list[Evaluation]) -> bool:
 
 def test_noise_is_no_turn() -> None:
     """A held-out reward that stays, under a trained one that rises all the time: the worst case for a false alarm."""
-    assert np.mean([alarms(run) for run in runs(200, lambda k: 0.0)]) <= 0.05
+    assert np.mean([alarms(run) for run in runs(100, lambda k: 0.0)]) <= 0.05
     assert not any(alarms(run) for run in runs(20, lambda k: 0.1 * k))
 
 

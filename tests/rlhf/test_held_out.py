@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +105,7 @@ def test_a_reward_that_leads_astray_is_told(world: World, stage: str) -> None:
     assert sum(last.held_out) < sum(first.held_out)
     assert run_row(run)["over_optimisation"]["step"] == 16
     assert summary["val_loss"] == pytest.approx(-sum(last.held_out) / 64)
-    best = json.loads((world.folder / "run" / "best" / "training" / "state.json").read_text())
-    assert best["state"]["step"] < 16
+    assert (world.folder / "run" / "best").resolve().name != "step-000016"
 
 
 @pytest.mark.parametrize("stage", BLOCKS)

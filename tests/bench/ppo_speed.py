@@ -1,0 +1,228 @@
+"""A PPO step's parts, and its rollouts raced against transformers' generate with the same weights, interleaved.
+
+python tests/bench/ppo_speed.py [--shape 1m|10m] [--prompts 64] [--rounds 7]
+
+A step is what `gpt rlhf-ppo` does with one rollout: responses of 48 tokens to prompts of 16, their scoring (the
+policy's and the reference's log-probabilities, values, a reward function), and 4 epochs of learning from them. Raced
+are the samples a second of the responses alone; the whole rollout stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+
+from gptcli.config.load import build_recipe
+from gptcli.config.plan import make_plan
+from gptcli.config.schema import ModelConfig, Recipe
+from gptcli.contracts import IGNORE_INDEX
+from gptcli.dist.runtime import Runtime
+from gptcli.exchange.transfer import export_hugging_face
+from gptcli.generate import Engine
+from gptcli.model import GPT
+from gptcli.model.extend import with_heads
+from gptcli.modeldir import load_model, model_of, open_model_dir, read_weights, save_model
+from gptcli.rlhf.kl import KLController
+from gptcli.rlhf.lessons import ppo_lesson
+from gptcli.rlhf.rewards import Rewards
+from gptcli.rlhf.rollout import RolloutSource, Sampler
+from gptcli.tokenizer import Tokenizer
+from gptcli.train.loop import train_step
+from gptcli.train.objectives.ppo import PPO
+from gptcli.train.optim import make_optimizer
+from gptcli.train.stop import StopSignal
+
+SHAPES = {
+    "1m": {"n_layer": 4, "n_head": 4, "n_embd": 128, "context_length": 256, "vocab_size": 2048},
+    "10m": {"n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256, "vocab_size": 2048},
+}
+PROMPT, NEW, EPOCHS = 16, 48, 4
+REWARD = "def score(prompts, responses):\n    return [len(r) / 100 for r in responses]\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shape", choices=SHAPES, default="1m")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_files(folder, SHAPES[options.shape], options.prompts)
+        parts: dict[str, list[float]] = {}
+        race(
+            {
+                "responses": responses(folder),
+                "transformers": transformers_racer(folder),
+                "step": partial(ppo_step(folder), parts),
+            },
+            parts,
+            options.rounds,
+        )
+    seconds = {part: statistics.median(times) for part, times in parts.items()}
+    rate = {part: round(options.prompts / seconds[part], 1) for part in ("responses", "rollout", "transformers")}
+    figures = {
+        "shape": options.shape,
+        "threads": torch.get_num_threads(),
+        "seconds": {part: round(value, 3) for part, value in seconds.items()},
+        "rollout_share_of_step": round(seconds["rollout"] / (seconds["rollout"] + seconds["learning"]), 2),
+        "samples_per_second": rate,
+        "responses_over_transformers": round(median_ratio(parts["transformers"], parts["responses"]), 2),
+        "rollout_over_transformers": round(median_ratio(parts["transformers"], parts["rollout"]), 2),
+    }
+    print(json.dumps(figures))
+
+
+def race(racers: dict[str, Callable[[], None]], parts: dict[str, list[float]], rounds: int) -> None:
+    """Each in turn, round by round; the first round warms up."""
+    for number in range(rounds + 1):
+        for name, run in racers.items():
+            started = time.perf_counter()
+            run()
+            parts.setdefault(name, []).append(time.perf_counter() - started)
+        if number == 0:
+            parts.clear()
+
+
+def median_ratio(slow: list[float], fast: list[float]) -> float:
+    """Of times that were taken beside each other."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def write_files(folder: Path, shape: dict[str, int], prompts: int) -> None:
+    """The same weights for both sides, prompts, reward and recipe."""
+    config = ModelConfig(**shape, vocab_pad_multiple=1)  # type: ignore[arg-type]
+    model = GPT(config)
+    model.init_weights(0)
+    (folder / "base").mkdir()
+    save_model(folder / "base", config, dict(model.named_parameters()), words(model.vocab_size))
+    export_hugging_face(folder / "base", folder / "hf", dtype=None, check_logits=False)
+    ids = torch.randint(0, model.vocab_size, (prompts, PROMPT), generator=torch.Generator().manual_seed(0))
+    (folder / "prompts.json").write_text(json.dumps(ids.tolist()))
+    (folder / "reward.py").write_text(REWARD)
+
+
+def words(count: int) -> Tokenizer:
+    """So many tokens and no end of text: every response has its full length."""
+    vocabulary = {f"t{i}": i for i in range(count)}
+    return Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0")))
+
+
+def make_recipe(folder: Path, prompts: int) -> Recipe:
+    tree: dict[str, Any] = {
+        "init_from": str(folder / "base"),
+        "data": {"train": ["prompts.jsonl"]},
+        "reward": {"function": f"{folder / 'reward.py'}:score"},
+        "sampling": {"max_new_tokens": NEW},
+        "ppo": {"rollout_batch_size": prompts, "ppo_epochs": EPOCHS},
+        "optim": {"lr": 1e-5},
+        "train": {"max_steps": 10**6, "global_batch_size": prompts},
+    }
+    return build_recipe(tree, where="ppo_speed", stage="rlhf-ppo")
+
+
+def make_sampler(folder: Path, recipe: Any, rows: int) -> tuple[GPT, Sampler]:
+    """The policy with a value head, and what draws its responses in `gpt rlhf-ppo`."""
+    base = open_model_dir(folder / "base")
+    config, weights = with_heads(base.config, read_weights(base.path, base.config), {"value": 0.0}, seed=0)
+    policy, tokenizer = model_of(config, weights).train(), base.require_tokenizer()
+    sampler = Sampler(
+        Engine(policy, tokenizer),
+        load_model(base).requires_grad_(False),
+        Rewards(recipe.reward, tokenizer, Runtime(), torch.float32),
+        block=recipe.ppo,
+        sampling=recipe.sampling,
+        judged_together=rows,
+        runtime=Runtime(),
+    )
+    return policy, sampler
+
+
+def read_ids(folder: Path) -> list[list[int]]:
+    return json.loads((folder / "prompts.json").read_text())
+
+
+def responses(folder: Path) -> Callable[[], None]:
+    ids = read_ids(folder)
+    policy, sampler = make_sampler(folder, make_recipe(folder, len(ids)), len(ids))
+    policy.eval()
+
+    def run() -> None:
+        _, _, targets = sampler.respond([("", row) for row in ids], seed=1)
+        assert int((targets != IGNORE_INDEX).sum()) == len(ids) * NEW
+
+    return run
+
+
+def ppo_step(folder: Path) -> Callable[[dict[str, list[float]]], None]:
+    """A rollout and all that is learned from it; both are timed into `parts`."""
+    ids = read_ids(folder)
+    recipe: Any = make_recipe(folder, len(ids))
+    policy, sampler = make_sampler(folder, recipe, len(ids))
+    plan = make_plan(
+        recipe, context_length=policy.config.context_length, dp_size=1, micro_batch_size=len(ids), on_cpu=True
+    )
+    source = RolloutSource(
+        sampler,
+        [("", row) for row in ids],
+        partial(ppo_lesson, block=recipe.ppo),
+        KLController(recipe.ppo.kl_coef),
+        rollout_batch_size=len(ids),
+        group_size=1,
+        epochs=EPOCHS,
+        weight=lambda mask: int(mask.sum()),
+        plan=plan,
+        runtime=Runtime(),
+        seed=0,
+    )
+    objective = PPO(recipe.ppo.clip_range, recipe.ppo.value_clip, recipe.ppo.value_coef, temperature=1.0)
+    optimizer = make_optimizer(policy, recipe.optim, policy.hidden_matrices())
+
+    def run(parts: dict[str, list[float]]) -> None:
+        started = time.perf_counter()
+        batches, rolled = source.next_step(), time.perf_counter()
+        for epoch in range(EPOCHS):
+            batches = source.next_step() if epoch else batches
+            train_step(
+                policy, optimizer, batches, objective, epoch, plan, Runtime(), StopSignal(), 1.0, seed=0,
+                dtype=torch.float32,
+            )  # fmt: skip
+        parts.setdefault("rollout", []).append(rolled - started)
+        parts.setdefault("learning", []).append(time.perf_counter() - rolled)
+
+    return run
+
+
+def transformers_racer(folder: Path) -> Callable[[], None]:
+    import transformers
+
+    model, ids = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf").eval(), torch.tensor(read_ids(folder))
+
+    def run() -> None:
+        with torch.inference_mode():
+            out = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=NEW,
+                min_new_tokens=NEW,
+                do_sample=True,
+                top_k=0,
+                pad_token_id=0,
+            )
+        assert out.shape == (len(ids), PROMPT + NEW)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
