@@ -4,13 +4,15 @@ python tests/bench/ppo_speed.py [--shape 1m|10m] [--prompts 64] [--rounds 7]
 
 A step is what `gpt rlhf-ppo` does with one rollout: responses of 48 tokens to prompts of 16, their scoring (the
 policy's and the reference's log-probabilities, values, a reward function), and 4 epochs of learning from them. Raced
-are the samples a second of the responses alone; the whole rollout stands beside them.
+are the samples a second of the responses alone; the whole rollout stands beside them. Once all responses have their
+full length; once they end by themselves, as a trained policy's do: then a row that has ended costs ours nothing more.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
@@ -56,31 +58,27 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        write_files(folder, SHAPES[options.shape], options.prompts)
-        parts: dict[str, list[float]] = {}
-        race(
-            {
-                "responses": responses(folder),
-                "transformers": transformers_racer(folder),
-                "step": partial(ppo_step(folder), parts),
-            },
-            parts,
-            options.rounds,
-        )
-    seconds = {part: statistics.median(times) for part, times in parts.items()}
-    rate = {part: round(options.prompts / seconds[part], 1) for part in ("responses", "rollout", "transformers")}
-    figures = {
-        "shape": options.shape,
+    for ends in (False, True):
+        with tempfile.TemporaryDirectory() as name:
+            write_files(Path(name), SHAPES[options.shape], options.prompts)
+            print(json.dumps({"shape": options.shape, **measure(Path(name), options.rounds, ends)}), flush=True)
+
+
+def measure(folder: Path, rounds: int, ends: bool) -> dict[str, Any]:
+    parts: dict[str, list[float]] = {}
+    ours, tokens = responses(folder, ends)
+    step = partial(ppo_step(folder, ends), parts)
+    race({"responses": ours, "transformers": transformers_racer(folder, ends), "step": step}, parts, rounds)
+    seconds, count = {part: statistics.median(times) for part, times in parts.items()}, len(read_ids(folder))
+    return {
+        "tokens_per_response": round(statistics.mean(tokens) / count, 1),
         "threads": torch.get_num_threads(),
         "seconds": {part: round(value, 3) for part, value in seconds.items()},
-        "rollout_share_of_step": round(seconds["rollout"] / (seconds["rollout"] + seconds["learning"]), 2),
-        "samples_per_second": rate,
+        "rollout_share_of_step": round(seconds["rollout"] / seconds["step"], 2),
+        "samples_per_second": {p: round(count / seconds[p], 1) for p in ("responses", "rollout", "transformers")},
         "responses_over_transformers": round(median_ratio(parts["transformers"], parts["responses"]), 2),
         "rollout_over_transformers": round(median_ratio(parts["transformers"], parts["rollout"]), 2),
     }
-    print(json.dumps(figures))
 
 
 def race(racers: dict[str, Callable[[], None]], parts: dict[str, list[float]], rounds: int) -> None:
@@ -104,26 +102,32 @@ def write_files(folder: Path, shape: dict[str, int], prompts: int) -> None:
     config = ModelConfig(**shape, vocab_pad_multiple=1)  # type: ignore[arg-type]
     model = GPT(config)
     model.init_weights(0)
+    with torch.no_grad():  # end-of-text is likelier than the others: one token in 20 or so
+        assert model.ln_f is not None
+        model.ln_f.bias[0], model.wte.weight[-1] = 10.0, 0.0
+        model.wte.weight[-1, 0] = math.log(model.vocab_size / 20) / 10
     (folder / "base").mkdir()
     save_model(folder / "base", config, dict(model.named_parameters()), words(model.vocab_size))
     export_hugging_face(folder / "base", folder / "hf", dtype=None, check_logits=False)
-    ids = torch.randint(0, model.vocab_size, (prompts, PROMPT), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, model.vocab_size - 1, (prompts, PROMPT), generator=torch.Generator().manual_seed(0))
     (folder / "prompts.json").write_text(json.dumps(ids.tolist()))
     (folder / "reward.py").write_text(REWARD)
 
 
 def words(count: int) -> Tokenizer:
-    """So many tokens and no end of text: every response has its full length."""
-    vocabulary = {f"t{i}": i for i in range(count)}
-    return Tokenizer(tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0")))
+    """A tokenizer of so many tokens, the last of which is end-of-text."""
+    vocabulary = {f"t{i}": i for i in range(count - 1)}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t0"))
+    backend.add_special_tokens([tokenizers.AddedToken("<|endoftext|>", special=True, normalized=False)])
+    return Tokenizer(backend)
 
 
-def make_recipe(folder: Path, prompts: int) -> Recipe:
+def make_recipe(folder: Path, prompts: int, ends: bool) -> Recipe:
     tree: dict[str, Any] = {
         "init_from": str(folder / "base"),
         "data": {"train": ["prompts.jsonl"]},
         "reward": {"function": f"{folder / 'reward.py'}:score"},
-        "sampling": {"max_new_tokens": NEW},
+        "sampling": {"max_new_tokens": NEW, "ignore_eos": not ends},
         "ppo": {"rollout_batch_size": prompts, "ppo_epochs": EPOCHS},
         "optim": {"lr": 1e-5},
         "train": {"max_steps": 10**6, "global_batch_size": prompts},
@@ -152,22 +156,23 @@ def read_ids(folder: Path) -> list[list[int]]:
     return json.loads((folder / "prompts.json").read_text())
 
 
-def responses(folder: Path) -> Callable[[], None]:
-    ids = read_ids(folder)
-    policy, sampler = make_sampler(folder, make_recipe(folder, len(ids)), len(ids))
+def responses(folder: Path, ends: bool) -> tuple[Callable[[], None], list[int]]:
+    """The racer, and the tokens that it has written each time."""
+    ids, tokens = read_ids(folder), list[int]()
+    policy, sampler = make_sampler(folder, make_recipe(folder, len(ids), ends), len(ids))
     policy.eval()
 
     def run() -> None:
-        _, _, targets = sampler.respond([("", row) for row in ids], seed=1)
-        assert int((targets != IGNORE_INDEX).sum()) == len(ids) * NEW
+        _, _, targets = sampler.respond([("", row) for row in ids], seed=len(tokens))
+        tokens.append(int((targets != IGNORE_INDEX).sum()))
 
-    return run
+    return run, tokens
 
 
-def ppo_step(folder: Path) -> Callable[[dict[str, list[float]]], None]:
+def ppo_step(folder: Path, ends: bool) -> Callable[[dict[str, list[float]]], None]:
     """A rollout and all that is learned from it; both are timed into `parts`."""
     ids = read_ids(folder)
-    recipe: Any = make_recipe(folder, len(ids))
+    recipe: Any = make_recipe(folder, len(ids), ends)
     policy, sampler = make_sampler(folder, recipe, len(ids))
     plan = make_plan(
         recipe, context_length=policy.config.context_length, dp_size=1, micro_batch_size=len(ids), on_cpu=True
@@ -203,7 +208,7 @@ def ppo_step(folder: Path) -> Callable[[dict[str, list[float]]], None]:
     return run
 
 
-def transformers_racer(folder: Path) -> Callable[[], None]:
+def transformers_racer(folder: Path, ends: bool) -> Callable[[], None]:
     import transformers
 
     model, ids = transformers.AutoModelForCausalLM.from_pretrained(folder / "hf").eval(), torch.tensor(read_ids(folder))
@@ -214,12 +219,13 @@ def transformers_racer(folder: Path) -> Callable[[], None]:
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=NEW,
-                min_new_tokens=NEW,
+                min_new_tokens=0 if ends else NEW,
                 do_sample=True,
                 top_k=0,
+                eos_token_id=model.config.vocab_size - 1,
                 pad_token_id=0,
             )
-        assert out.shape == (len(ids), PROMPT + NEW)
+        assert out.shape[1] == PROMPT + NEW or ends
 
     return run
 

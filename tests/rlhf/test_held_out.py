@@ -162,11 +162,14 @@ def test_two_processes_are_one(world: World) -> None:
     ("change", "reason"),
     [
         ({"held_out_reward": {}}, "held_out_reward: where do scores come from"),
-        ({"held_out_reward": {"function": "nowhere.py:f"}}, r"held_out_reward.function: nowhere.py: no such file"),
+        ({"held_out_reward": {"function": "REWARD:other"}}, "held_out_reward.function: .*has no function 'other'"),
         ({"data": {"train": ["prompts.jsonl"]}}, "name .jsonl files of them in data.val"),
         ({"train": {"max_steps": 1, "global_batch_size": 128, "eval_every": 0}}, "0 never looks at held_out_reward"),
     ],
 )
 def test_a_recipe_that_cannot_work_says_so(world: World, change: dict[str, Any], reason: str) -> None:
+    made = {**tree(world, "rlhf-ppo", "gold", 1), **change}
+    judge = made["held_out_reward"]
+    made["held_out_reward"] = {k: v.replace("REWARD", str(world.folder / "reward.py")) for k, v in judge.items()}
     with pytest.raises(UserError, match=reason):
-        train({**tree(world, "rlhf-ppo", "gold", 1), **change})
+        train(made)
