@@ -58,17 +58,17 @@ def frontier(metrics: Sequence[dict[str, Any]], evaluations: Sequence[Evaluation
             + chart("reward against length, a dot a rollout", {"policy": lengths}, xlabel="tokens", dots=True)
             + '<p class="soft">No best-of-n baseline and no held-out reward: the run had no data.val.</p>'
         )
-    best, later = best_of_curve(evaluations[0]), evaluations[1:]
+    best = best_of_curve(evaluations[0])
     charts = [
         chart(
             "reward against KL",
-            {"policy": [(e.kl, _mean(e.scores)) for e in later], "best of n": [(b.kl_bound, b.score) for b in best]},
+            {"policy": [(e.kl, _mean(e.scores)) for e in evaluations], "best of n": [(b.kl_bound, b.score) for b in best]},
             xlabel="KL, nats per response; of best of n at most ln n - (n - 1) / n",
         )
     ]
     if evaluations[0].held_out is not None:
         lines: dict[str, Points] = {
-            "policy": [(e.kl, _mean(e.held_out)) for e in later if e.held_out],
+            "policy": [(e.kl, _mean(e.held_out)) for e in evaluations if e.held_out],
             "best of n by the trained reward": [(b.kl_bound, b.held_out) for b in best if b.held_out is not None],
         }
         charts.append(chart("held-out reward against KL", lines, xlabel="KL, nats per response"))

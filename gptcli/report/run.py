@@ -130,8 +130,10 @@ def overview(run: Run) -> list[tuple[str, str]]:
 
 def curves(run: Run) -> str:
     """The usual ones, and whatever else the stage logs."""
-    usual = ROLLOUT_CURVES | CURVES if is_rollout_run(run.metrics) else CURVES
-    known = {name for names in usual.values() for name in names} | NO_CURVE
+    usual, known = CURVES, {name for names in CURVES.values() for name in names} | NO_CURVE
+    if is_rollout_run(run.metrics):  # whose val_loss is a reward's negative, drawn as what it is
+        usual = ROLLOUT_CURVES | CURVES | {"loss": ("loss",)}
+        known |= {name for names in ROLLOUT_CURVES.values() for name in names}
     others = dict.fromkeys(name for row in run.metrics for name in row if name not in known)
     charts = []
     for title, names in (usual | {name.replace("_", " "): (name,) for name in others}).items():
@@ -164,12 +166,13 @@ def lineage(run: Run) -> str:
 
 def sections(run: Run) -> list[Section]:
     """In the page's order. A stage that has more to tell adds to these."""
+    rollouts = is_rollout_run(run.metrics)
     return [
         Section("Overview", table(overview(run))),
-        Section("Reward", in_columns(frontier(run.metrics, run.evaluations)) if is_rollout_run(run.metrics) else ""),
+        *([Section("Reward", in_columns(frontier(run.metrics, run.evaluations)))] if rollouts else []),
         Section("Curves", curves(run)),
         Section("Evaluation", table(results_table(run.results, main_only=False), heading=True) if run.results else ""),
-        Section("Held-out prompts", written(run.evaluations)),
+        *([Section("Held-out prompts", written(run.evaluations))] if rollouts else []),
         Section("Samples", samples(run)),
         Section("Lineage", lineage(run)),
         Section("Recipe", pre(run.recipe)),
