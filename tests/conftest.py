@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from tests.forkserver import MESSAGE_BYTES, Forkserver
 
 # Tiny models are fastest on one thread, and tests that run side by side do not fight for cores.
 torch.set_num_threads(1)
+# A job in a shell's background ignores Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
