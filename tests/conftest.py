@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,19 @@ import torch
 
 from gptcli.config.schema import ModelConfig
 from gptcli.model import GPT
+from tests.forkserver import MESSAGE_BYTES, Forkserver
 
 # Tiny models are fastest on one thread, and tests that run side by side do not fight for cores.
 torch.set_num_threads(1)
+# A job in a shell's background ignores Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest test first, so that none waits for it at the end."""
+    items.sort(key=lambda item: "test_readme" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")
@@ -124,16 +134,28 @@ def gpt(
     *arguments: str | Path, cwd: Path | None = None, stdin: bytes | None = None, timeout: float = 600, **env: str
 ) -> Finished:
     """Run the real command line in a process of its own, on one thread."""
-    done = subprocess.run(
-        [sys.executable, "-m", "gptcli", *map(str, arguments)],
-        input=stdin if stdin is not None else b"",
-        capture_output=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-        timeout=timeout,
-        check=False,
-    )
-    return Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+    command, given = list(map(str, arguments)), stdin or b""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    long = sum(map(len, (*command, *environment, *environment.values()))) > MESSAGE_BYTES
+    if long or "OMP_NUM_THREADS" in env:  # which is read once, when torch starts
+        done = subprocess.run(
+            [sys.executable, "-m", "gptcli", *command],
+            input=given,
+            capture_output=True,
+            cwd=cwd,
+            env=environment,
+            timeout=timeout,
+            check=False,
+        )
+        code, out, err = done.returncode, done.stdout, done.stderr
+    else:
+        code, out, err = _forkserver().run(command, cwd=cwd, environment=environment, stdin=given, timeout=timeout)
+    return Finished(code, out.decode(), err.decode())
+
+
+@cache
+def _forkserver() -> Forkserver:
+    return Forkserver()
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,9 @@ def test_a_model_stops_by_itself_after_sft_and_not_before(shared_data: Path, tmp
     from gptcli.tokenizer.chat_template import encode_chat
 
     text, gsm8k = shared_data / "text/wikitext2/train.txt", shared_data / "sft/gsm8k_train.jsonl"
+    lines = gsm8k.read_text().splitlines(keepends=True)
+    (tmp_path / "train.jsonl").write_text("".join(lines[:-100]))
+    (tmp_path / "held-out.jsonl").write_text("".join(lines[-100:]))
     (tmp_path / "base.yaml").write_text(
         "model: {n_layer: 3, n_head: 2, n_embd: 96, context_length: 512, position: rope, norm: rmsnorm}\n"
         f"tokenizer: bpe:2048\ndata: {{source: [{text}]}}\noptim: {{name: muon, lr: 5.0e-3}}\n"
@@ -74,7 +77,7 @@ def test_a_model_stops_by_itself_after_sft_and_not_before(shared_data: Path, tmp
     )
     (tmp_path / "chat.yaml").write_text(
         "stage: sft\ninit_from: runs/base\n"
-        f"data: {{source: [{gsm8k}], columns: {{prompt: question, response: answer}}}}\n"
+        "data: {train: [train.jsonl], val: [held-out.jsonl], columns: {prompt: question, response: answer}}\n"
         "sft: {truncation: skip}\noptim: {lr: 3.0e-3, warmup_steps: 10}\n"
         "train: {max_steps: 200, global_batch_size: 4, eval_every: 50, eval_rows: 16}\n"
     )
@@ -84,7 +87,7 @@ def test_a_model_stops_by_itself_after_sft_and_not_before(shared_data: Path, tmp
     rows = [json.loads(line) for line in (tmp_path / "runs/chat/metrics.jsonl").read_text().splitlines()]
     held_out = [row["val_loss"] for row in rows if "val_loss" in row]
     assert held_out[-1] < held_out[0]
-    asked = [json.loads(line)["question"] for line in gsm8k.read_text().splitlines()[-40:]]
+    asked = [json.loads(line)["question"] for line in lines[-100:]]
     base, chat = tmp_path / "runs/base", tmp_path / "runs/chat"
     # The base never saw a template: it is asked in the same words, in tokens that it knows.
     plain = gptcli.load(base).tokenizer

@@ -70,14 +70,22 @@ class Block(nn.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+class Embedding(nn.Embedding):
+    """Left as it is on the meta device, where drawing its weights would import torch's compiler (seconds)."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
 class GPT(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         assert config.vocab_size is not None
         self.config, self.vocab_size = config, config.vocab_size
-        self.wte = nn.Embedding(config.padded_vocab, config.n_embd)
-        self.wpe = nn.Embedding(config.context_length, config.n_embd) if config.position == "learned" else None
-        self.wse = nn.Embedding(config.n_segment, config.n_embd) if config.n_segment else None
+        self.wte = Embedding(config.padded_vocab, config.n_embd)
+        self.wpe = Embedding(config.context_length, config.n_embd) if config.position == "learned" else None
+        self.wse = Embedding(config.n_segment, config.n_embd) if config.n_segment else None
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config) if config.norm_position == "pre" else None
         self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.padded_vocab, bias=False)

@@ -65,6 +65,20 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
     assert "Usage: gpt" in done.stdout
 
 
+def test_a_checkpoint_is_used_without_torchs_compiler(trained: Path) -> None:
+    """Importing it takes as long as all else together; one initialisation on the meta device is enough to do so."""
+    code = (
+        "import sys; sys.argv = ['gpt', 'generate', 'line', '-n', '3', '-q']\n"
+        "from gptcli.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert e.code == 0, e.code\n"
+        "heavy = {'torch._dynamo', 'sympy', 'matplotlib', 'transformers'} & sys.modules.keys()\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=trained, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_version_and_module() -> None:
     from gptcli import __version__
 
