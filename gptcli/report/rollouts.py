@@ -59,10 +59,11 @@ def frontier(metrics: Sequence[dict[str, Any]], evaluations: Sequence[Evaluation
             + '<p class="soft">No best-of-n baseline and no held-out reward: the run had no data.val.</p>'
         )
     best = best_of_curve(evaluations[0])
+    policy = [(e.kl, _mean(e.scores)) for e in evaluations]
     charts = [
         chart(
             "reward against KL",
-            {"policy": [(e.kl, _mean(e.scores)) for e in evaluations], "best of n": [(b.kl_bound, b.score) for b in best]},
+            {"policy": policy, "best of n": [(b.kl_bound, b.score) for b in best]},
             xlabel="KL, nats per response; of best of n at most ln n - (n - 1) / n",
         )
     ]
