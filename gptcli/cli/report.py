@@ -33,7 +33,7 @@ def report(
     from gptcli.inspect.terminal import columns
     from gptcli.report.page import Section, page, table
     from gptcli.report.results import read_all, results_table
-    from gptcli.report.run import overview, read_run, run_page, run_row
+    from gptcli.report.run import overview, read_run, run_page, run_row, warnings
 
     files, runs = [path for path in paths if path.is_file()], [path for path in paths if not path.is_file()]
     if len(runs) > 1:
@@ -41,6 +41,8 @@ def report(
     results = read_all(files)
     if runs:
         run = read_run(runs[0], results)
+        for warning in warnings(run):
+            typer.echo(warning, err=True)
         html, row, results = run_page(run), run_row(run), run.results
         lines = columns([*overview(run), *(fact for link in run.lineage[:1] for fact in link.facts)])
     else:

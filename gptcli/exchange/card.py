@@ -45,7 +45,8 @@ def read_lineage(checkpoint: Path) -> list[tuple[str, str]]:
         out.append(("Started from", str(state["parent"])))
     out.append(("Trained for", f"{state['step']:,} steps, {state['tokens_seen']:,} tokens"))
     if state.get("best_val_loss") is not None:
-        out.append(("Validation loss", f"{state['best_val_loss']:.4f} nats per token (step {state['best_step']:,})"))
+        unit = "" if str(recipe.get("stage")).startswith("rlhf-") else " nats per token"
+        out.append(("Validation loss", f"{state['best_val_loss']:.4f}{unit} (step {state['best_step']:,})"))
     data = recipe.get("data", {})
     if sources := data.get("source") or data.get("train") or data.get("path"):
         out.append(("Data", ", ".join(sources) if isinstance(sources, list) else str(sources)))

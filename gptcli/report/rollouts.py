@@ -39,12 +39,10 @@ def rollout_row(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
 
 def rollout_overview(metrics: Sequence[dict[str, Any]], evaluations: Sequence[Evaluation]) -> list[tuple[str, str]]:
     last = next(row for row in reversed(metrics) if "score" in row)
-    rows = [("Score", f"{last['score']:.4g} at a KL of {last['kl']:.3g} nats")]
+    rows = [("Score", f"{last['score']:.4g}"), ("KL", f"{last['kl']:.3g} nats")]
     if evaluations:
         best = best_of_curve(evaluations[0])[-1]
-        rows.append((f"Best of {best.n}", f"{best.score:.4g} at a KL of at most {best.kl_bound:.3g} nats"))
-    if (turn := find_turn(evaluations)) is not None:
-        rows.append(("Warning", str(turn)))
+        rows += [(f"Best of {best.n}", f"{best.score:.4g}"), ("Its KL, at most", f"{best.kl_bound:.3g} nats")]
     return rows
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from gptcli.report.page import Section, details, page, pre, table
 from gptcli.report.results import results_of_run, results_table
 from gptcli.report.rollouts import CURVES as ROLLOUT_CURVES
 from gptcli.report.rollouts import frontier, is_rollout_run, rollout_overview, rollout_row, written
-from gptcli.rlhf.evaluations import Evaluation, read_evaluations
+from gptcli.rlhf.evaluations import Evaluation, find_turn, read_evaluations
 from gptcli.train.checkpoint import find_checkpoint
 from gptcli.train.metrics import read_metrics
 
@@ -128,6 +129,11 @@ def overview(run: Run) -> list[tuple[str, str]]:
     return rows + (rollout_overview(run.metrics, run.evaluations) if rollouts else [])
 
 
+def warnings(run: Run) -> list[str]:
+    turn = find_turn(run.evaluations)
+    return [] if turn is None else [f"Warning: {turn}"]
+
+
 def curves(run: Run) -> str:
     """The usual ones, and whatever else the stage logs."""
     usual, known = CURVES, {name for names in CURVES.values() for name in names} | NO_CURVE
@@ -168,7 +174,7 @@ def sections(run: Run) -> list[Section]:
     """In the page's order. A stage that has more to tell adds to these."""
     rollouts = is_rollout_run(run.metrics)
     return [
-        Section("Overview", table(overview(run))),
+        Section("Overview", "".join(f"<p>{escape(w)}</p>" for w in warnings(run)) + table(overview(run))),
         *([Section("Reward", in_columns(frontier(run.metrics, run.evaluations)))] if rollouts else []),
         Section("Curves", curves(run)),
         Section("Evaluation", table(results_table(run.results, main_only=False), heading=True) if run.results else ""),
