@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptcli.config.schema import DataBlock, ModelConfig, Recipe, RewardBlock
+from gptcli.config.schema import DataBlock, Recipe, RewardBlock
 from gptcli.data.sources import list_files
-from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.model import GPT
 from gptcli.model.extend import with_heads
 from gptcli.modeldir import WEIGHTS
-from gptcli.stages.build import Weights, build_model
-from gptcli.tokenizer import Tokenizer
+from gptcli.stages.build import first_weights, trainable
+from gptcli.stages.job import Job
 from gptcli.train.checkpoint import digest_of, find_checkpoint
 
 
-def builder(
-    recipe: Recipe, heads: Mapping[str, float], tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]
-) -> Callable[[], GPT]:
-    """Makes the recipe's checkpoint with these heads and without dropout: with it, probabilities would differ from one
-    look to the next, and a ratio of them would compare noise."""
-
-    def adapt(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, Weights]:
-        return with_heads(dataclasses.replace(config, dropout=0.0), weights, heads, recipe.run.seed)
-
-    return partial(build_model, recipe, tokenizer, runtime, say, adapt)
+def policy(job: Job[Any], heads: Mapping[str, float]) -> GPT:
+    """The model to begin with: the checkpoint with these scalar heads (see with_heads) and without dropout. With it,
+    probabilities would differ from one look to the next, and a ratio of them would compare noise."""
+    recipe, tokenizer = job.recipe, job.base.require_tokenizer()
+    config, weights, _ = first_weights(recipe, tokenizer, job.runtime, job.say)
+    config, weights = with_heads(dataclasses.replace(config, dropout=0.0), weights, heads, recipe.run.seed)
+    return trainable(recipe, job.runtime, config, weights)
 
 
 def data_files(data: DataBlock) -> list[Path]:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -15,20 +13,15 @@ from torch import Tensor
 from gptcli.config.schema import GRPORecipe, PPORecipe
 from gptcli.config.tuning import RolloutBlock
 from gptcli.contracts import Objective
-from gptcli.dist.runtime import Runtime, pick_precision
 from gptcli.errors import UserError
 from gptcli.generate import Engine
 from gptcli.generate.prompts import read_jobs
-from gptcli.modeldir import load_model, open_model_dir
+from gptcli.modeldir import load_model
 from gptcli.rlhf.kl import KLController
 from gptcli.rlhf.rewards import Rewards
 from gptcli.rlhf.rollout import Lesson, Prompt, RolloutSource
-from gptcli.stages.build import open_run_dir, pick_plan, pinned, start_model
-from gptcli.stages.console import RunConsole
-from gptcli.stages.frozen import builder, data_files, fingerprint
-from gptcli.stages.run import TrainingRun
-from gptcli.train.checkpoint import find_checkpoint
-from gptcli.train.optim import make_optimizer
+from gptcli.stages.frozen import data_files, fingerprint, policy
+from gptcli.stages.job import Job
 
 
 @dataclass(frozen=True)
@@ -45,69 +38,31 @@ class Method:
     weight: Callable[[Tensor], int]
 
 
-def run_rollouts(
-    recipe: PPORecipe | GRPORecipe,
-    method: Method,
-    runtime: Runtime,
-    console: RunConsole,
-    *,
-    resume: Path | None,
-    dry_run: bool,
-) -> dict[str, Any]:
-    """Train and return the summary. `resume` is a run directory whose latest checkpoint to go on from."""
-    recipe = pinned(recipe)
-    assert recipe.init_from is not None
-    with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") if dry_run else nullcontext() as scratch:
-        folder = open_model_dir(find_checkpoint(recipe.init_from))
-        tokenizer, dtype = folder.require_tokenizer(), pick_precision(recipe.train.precision, runtime.device)
-        data_hash = fingerprint(recipe)
-        policy, resumed = start_model(
-            recipe,
-            tokenizer,
-            data_hash,
-            runtime,
-            console.say,
-            resume=resume,
-            build=builder(recipe, method.heads, tokenizer, runtime, console.say),
-        )
-        engine = Engine(policy, tokenizer, dtype=dtype)
-        plan = pick_plan(recipe, policy.config, runtime, console.say, dtype=dtype)
-        source = RolloutSource(
-            policy,
-            load_model(folder, device=runtime.device).requires_grad_(False),
-            engine,
-            read_prompts(recipe, engine, console.say),
-            Rewards(recipe.reward, tokenizer, runtime, dtype),
-            method.lesson,
-            method.kl,
-            block=method.block,
-            sampling=recipe.sampling,
-            group_size=method.group_size,
-            epochs=method.epochs,
-            weight=method.weight,
-            plan=plan,
-            runtime=runtime,
-            seed=recipe.run.seed,
-            dtype=dtype,
-        )
-        training = TrainingRun(
-            recipe=recipe,
-            runtime=runtime,
-            console=console,
-            run_dir=Path(scratch) if scratch else open_run_dir(recipe, runtime, resume=resume is not None),
-            model=policy,
-            tokenizer=tokenizer,
-            optimizer=make_optimizer(policy, recipe.optim, policy.hidden_matrices()),
-            plan=plan,
-            dtype=dtype,
-            source=source,
-            objective=method.objective,
-            held_out=[],
-            data_hash=data_hash,
-            resumed=resumed,
-            figures=lambda: source.metrics,
-        )
-        return {**training.execute(), **source.metrics}
+def run_rollouts(job: Job[PPORecipe] | Job[GRPORecipe], method: Method) -> dict[str, Any]:
+    recipe, runtime = job.recipe, job.runtime
+    tokenizer = job.base.require_tokenizer()
+    started = job.start(tokenizer, fingerprint(recipe), partial(policy, job, method.heads))
+    plan, engine = started.plan(), Engine(started.model, tokenizer, dtype=job.dtype)
+    source = RolloutSource(
+        started.model,
+        load_model(job.base, device=runtime.device).requires_grad_(False),
+        engine,
+        read_prompts(recipe, engine, job.say),
+        Rewards(recipe.reward, tokenizer, runtime, job.dtype),
+        method.lesson,
+        method.kl,
+        block=method.block,
+        sampling=recipe.sampling,
+        group_size=method.group_size,
+        epochs=method.epochs,
+        weight=method.weight,
+        plan=plan,
+        runtime=runtime,
+        seed=recipe.run.seed,
+        dtype=job.dtype,
+    )
+    summary = started.train(plan, source, method.objective, figures=lambda: source.metrics)
+    return {**summary, **source.metrics}
 
 
 def read_prompts(recipe: PPORecipe | GRPORecipe, engine: Engine, say: Callable[[str], None]) -> list[Prompt]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.modeldir import open_model_dir
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import run_stage
 from tests.conftest import gpt
 from tests.rlhf.known_answer import VARIABLE, World
 
@@ -58,8 +58,7 @@ def tree(world: World, stage: str, steps: int = 7, name: str = "run") -> dict[st
 
 def train(made: dict[str, Any], **options: Any) -> dict[str, Any]:
     recipe = build_recipe(made, where="test", stage=made["stage"])
-    stage = importlib.import_module("gptcli.stages." + made["stage"].removeprefix("rlhf-"))
-    return stage.run(recipe, Runtime(), RunConsole(quiet=True), **options)
+    return run_stage(recipe, Runtime(), RunConsole(quiet=True), **options)
 
 
 def rows(world: World, name: str = "run") -> list[dict[str, Any]]:
