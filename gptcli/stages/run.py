@@ -226,11 +226,6 @@ class TrainingRun:
         return Training(self.state, self.source.state_dict(), optimizer, facts)
 
     def _write_model(self, folder: Path) -> None:
-        self._write_weights(folder)
-        if self.beside is not None:
-            self.beside(folder)
-
-    def _write_weights(self, folder: Path) -> None:
         config, lora = self.model.config, self.recipe.lora
         if lora is None:
             save_model(folder, config, dict(self.model.named_parameters()), self.tokenizer)
