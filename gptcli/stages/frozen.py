@@ -13,7 +13,7 @@ from gptcli.data.sources import list_files
 from gptcli.errors import UserError
 from gptcli.model import GPT
 from gptcli.model.extend import with_heads
-from gptcli.modeldir import WEIGHTS
+from gptcli.modeldir import weight_files
 from gptcli.stages.build import first_weights, trainable
 from gptcli.stages.job import Job
 from gptcli.train.checkpoint import digest_of, find_checkpoint
@@ -39,10 +39,10 @@ def fingerprint(recipe: Recipe) -> str:
     """Of the data, the reference's weights and whatever gives rewards: a resume is exact only if none has changed."""
     assert recipe.init_from is not None
     files = [*data_files(recipe.data), *(file for spec in recipe.data.val for file in list_files(spec))]
-    files.append(find_checkpoint(recipe.init_from) / WEIGHTS)
+    files += weight_files(find_checkpoint(recipe.init_from))
     reward: Any = getattr(recipe, "reward", None)
     if isinstance(reward, RewardBlock) and reward.checkpoint is not None:
-        files.append(find_checkpoint(reward.checkpoint) / WEIGHTS)
+        files += weight_files(find_checkpoint(reward.checkpoint))
     if isinstance(reward, RewardBlock) and reward.function is not None and ":" in reward.function:
         files.append(Path(reward.function.rpartition(":")[0]))
     digest = hashlib.sha256()
