@@ -113,6 +113,20 @@ def is_adapter(folder: Path) -> bool:
     return (folder / ADAPTER).is_file()
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files whose tensors make the weights; an adapter's base has its share in them."""
+    return [folder / ADAPTER, *weight_files(_base_of(folder))] if is_adapter(folder) else [folder / WEIGHTS]
+
+
+def _base_of(folder: Path) -> Path:
+    """The model directory that the adapter in `folder` belongs to. Raises UserError."""
+    file = folder / ADAPTER_CONFIG
+    base = Path(str(read_json(file, missing=f"{file}: missing").get("base_model_name_or_path")))
+    if not (base / CONFIG).is_file():
+        raise UserError(f"{file}: base_model_name_or_path: no checkpoint at {base}; put it back, or name its new place")
+    return base
+
+
 def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Tensor], float]:
     """An adapter's tensors under our names, and what its updates are multiplied by."""
     file = folder / ADAPTER_CONFIG
@@ -122,10 +136,7 @@ def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Tensor], 
 
 def _read_merged(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
     """The adapter in `folder` worked into its base, which is first given the adapter's context and vocabulary."""
-    file = folder / ADAPTER_CONFIG
-    base = Path(str(read_json(file, missing=f"{file}: missing").get("base_model_name_or_path")))
-    if not (base / CONFIG).is_file():
-        raise UserError(f"{file}: base_model_name_or_path: no checkpoint at {base}; put it back, or name its new place")
+    base = _base_of(folder)
     base_config = read_config(base)
     weights = read_weights(base, base_config)
     base_config, weights, _ = extend_context(base_config, weights, config.context_length)

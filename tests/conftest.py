@@ -99,11 +99,11 @@ class Tiny:
         """Run the real stage in this process; options go to it (resume=...)."""
         from gptcli.config.load import load_recipe
         from gptcli.dist.runtime import Runtime
-        from gptcli.stages import pretrain
         from gptcli.stages.console import RunConsole
+        from gptcli.stages.job import run_stage
 
         recipe = load_recipe(str(self.recipe), overrides, stage="pretrain")
-        return pretrain.run(recipe, Runtime(), RunConsole(quiet=True), **options)
+        return run_stage(recipe, Runtime(), RunConsole(quiet=True), **options)
 
     def weights(self, run: str = "tiny") -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file

@@ -63,6 +63,7 @@ def run_pipeline(engine: Engine, params: SamplingParams, options: Options, *, se
 def _run(
     engine: Engine, params: SamplingParams, options: Options, write: Callable[[bytes], None], file: RowFile | None
 ) -> None:
+    from gptcli.data.sources import refuse
     from gptcli.generate.pack import pack
     from gptcli.generate.pipeline import generate_rows
 
@@ -77,7 +78,7 @@ def _run(
             options.source,
             params,
             write,
-            on_bad=report.left_out if options.skip_bad else _raise,
+            on_bad=report.left_out if options.skip_bad else refuse,
             resume=file,
             max_rows=options.batch_size,
             logprobs=options.logprobs,
@@ -108,10 +109,6 @@ def _writer(stream: IO[bytes]) -> Callable[[bytes], None]:
         stream.flush()
 
     return write
-
-
-def _raise(error: UserError) -> NoReturn:
-    raise error
 
 
 @contextmanager

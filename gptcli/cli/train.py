@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json as jsonlib
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +29,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Check recipe, data and 
 
 
 def training_verb(stage: str, help: str) -> Callable[..., None]:
-    """The command of a stage: every one takes the same options, and `gptcli.stages` has a module named after it."""
+    """The command of a stage: every one takes the same options."""
 
     def verb(
         recipe: options.RecipeName = None,
@@ -55,11 +54,11 @@ def training_verb(stage: str, help: str) -> Callable[..., None]:
 
         from gptcli.dist.runtime import runtime
         from gptcli.stages.console import RunConsole
+        from gptcli.stages.job import run_stage
 
-        module = importlib.import_module("gptcli.stages." + stage.removeprefix("rlhf-"))
         with runtime(device) as here:
             console = RunConsole(quiet=quiet, is_main=here.is_main)
-            summary = module.run(loaded, here, console, resume=resume, dry_run=dry_run)
+            summary = run_stage(loaded, here, console, resume=resume, dry_run=dry_run)
             if dry_run:
                 summary = {k: v for k, v in summary.items() if k not in ("run_dir", "checkpoint")}
             if here.is_main:

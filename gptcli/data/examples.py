@@ -14,6 +14,7 @@ from gptcli.config.schema import DataBlock
 from gptcli.data.shards import hash_unit
 from gptcli.data.sources import (
     HUB,
+    OnBad,
     decode,
     has_surrogates,
     hub_rows,
@@ -28,7 +29,6 @@ from gptcli.errors import UserError, nearest
 
 KINDS = (".jsonl", ".json", ".parquet")
 T = TypeVar("T")
-OnBad = Callable[[UserError], None]
 
 
 @dataclass(frozen=True)

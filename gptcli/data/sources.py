@@ -10,7 +10,7 @@ import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from gptcli import hub
 from gptcli.errors import UserError, nearest
@@ -20,6 +20,8 @@ COMPRESSED = (".gz", ".zst")
 STDLIB = "python-stdlib"
 HUB = "hf:"
 PIECE_BYTES = 1 << 20
+
+OnBad = Callable[[UserError], None]  # what is told of a bad line, file and line first
 
 
 @dataclass
@@ -135,14 +137,18 @@ class SourceReader:
         self.skipped.reasons.append(str(error))
 
 
-def read_jsonl(path: Path, *, on_bad: Callable[[UserError], None]) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line number from 1, object) of a .jsonl, .jsonl.gz or .jsonl.zst file; blank lines are passed over."""
+def refuse(error: UserError) -> NoReturn:
+    """The OnBad that ends at the first."""
+    raise error
+
+
+def read_jsonl(path: Path, *, on_bad: OnBad = refuse) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number from 1, object) of a .jsonl, .jsonl.gz or .jsonl.zst file; blank lines are passed over. What
+    is no object goes to `on_bad` as a UserError, file and line first."""
     return parse_jsonl(read_lines(path), str(path), on_bad=on_bad)
 
 
-def parse_jsonl(
-    lines: Iterable[bytes], name: str, *, on_bad: Callable[[UserError], None]
-) -> Iterator[tuple[int, dict[str, Any]]]:
+def parse_jsonl(lines: Iterable[bytes], name: str, *, on_bad: OnBad = refuse) -> Iterator[tuple[int, dict[str, Any]]]:
     """The same of any lines; `name` stands for the file in complaints."""
     for number, line in enumerate(lines, start=1):
         if not line.strip():

@@ -33,7 +33,7 @@ class TaskEncoder:
     """From examples to rows that fit the context."""
 
     def __init__(self, task: Task, tokenizer: Tokenizer, context_length: int) -> None:
-        self._task, self._tokenizer, self.context_length = task, tokenizer, context_length
+        self.task, self._tokenizer, self.context_length = task, tokenizer, context_length
         ids = tokenizer.backend.get_vocab(with_added_tokens=True)
         self.start_id, self.delimiter_id, self.extract_id = (ids[token] for token in SPECIAL_TOKENS)
 
@@ -48,7 +48,7 @@ class TaskEncoder:
         for parts in rows:
             length = 1 + len(parts) + sum(map(len, parts))
             if length > self.context_length:
-                if not self._task.truncate:
+                if not self.task.truncate:
                     return UserError(
                         f"a row of {length} tokens is longer than the context of {self.context_length}; "
                         "finetune.truncate cuts it"

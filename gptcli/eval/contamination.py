@@ -52,14 +52,10 @@ class Item:
 def read_items(files: Sequence[Path]) -> list[Item]:
     """The lines of JSONL files, named as `gpt eval` names them: by place, from 0, after the file's name if there are
     several. Raises UserError for a file without items and an item without text."""
-
-    def refuse(error: UserError) -> None:
-        raise error
-
     items = []
     for file in files:
         group = f"{file.name.split('.')[0]}/" if len(files) > 1 else ""
-        rows = list(read_jsonl(file, on_bad=refuse))
+        rows = list(read_jsonl(file))
         if not rows:
             raise UserError(f"{file}: holds no items")
         for place, (line, row) in enumerate(rows):

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gptcli.data.examples import ExampleReader
-from gptcli.data.sources import parse_jsonl, read_lines, suffix
+from gptcli.data.sources import OnBad, parse_jsonl, read_lines, suffix
 from gptcli.data.tasks import Task, TaskExample
 from gptcli.errors import UserError
 from gptcli.eval.finetune import Prediction, TaskModel, figures
 
 STDIN = "-"
 JSON_LINES = (".jsonl", ".ndjson", ".json")
-OnBad = Callable[[UserError], None]
 T = TypeVar("T")
 
 

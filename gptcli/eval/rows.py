@@ -54,15 +54,12 @@ def _given(specs: Sequence[str]) -> dict[str, str]:
 
 
 def _rows(task: Task, spec: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    def refuse(error: UserError) -> None:
-        raise error
-
     if spec.startswith(HUB):
         instead = "give --data FILE.jsonl with the columns that `gpt eval --list` names"
         for row in hub_rows(spec, where=f"--task {task.name} ({spec})", instead=instead):
             yield spec, row
     else:
-        for line, row in read_jsonl(Path(spec), on_bad=refuse):
+        for line, row in read_jsonl(Path(spec)):
             yield f"{spec}:{line}", row
 
 

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from gptcli.data.conversations import parse_conversation
 from gptcli.data.sources import read_jsonl
@@ -111,7 +111,7 @@ def save_conversation(conversation: Conversation, path: Path) -> int:
 
 def load_conversation(path: Path) -> Conversation:
     """The one conversation of a file in any format of `gpt sft`. Raises UserError, file and line first."""
-    rows = list(read_jsonl(path, on_bad=_raise))
+    rows = list(read_jsonl(path))
     if len(rows) != 1:
         raise UserError(f"{path}: holds {len(rows)} conversations, and a chat goes on from one; give a file with one")
     [(number, row)] = rows
@@ -119,7 +119,3 @@ def load_conversation(path: Path) -> Conversation:
         return Conversation.of(parse_conversation(row))
     except UserError as error:
         raise UserError(f"{path}:{number}: {error}") from error
-
-
-def _raise(error: UserError) -> NoReturn:
-    raise error

@@ -11,11 +11,12 @@ from typing import Any
 
 from gptcli.config.load import to_tree
 from gptcli.config.schema import SamplingParams
+from gptcli.data.sources import OnBad, refuse
 from gptcli.errors import UserError
 from gptcli.generate.completions import complete, completion_row
 from gptcli.generate.constrain import read_schema
 from gptcli.generate.engine import MAX_ROWS, Completion, Engine
-from gptcli.generate.prompts import Job, OnBad, read_jobs
+from gptcli.generate.prompts import Job, read_jobs
 from gptcli.generate.rowfile import RowFile
 
 WINDOW = 8  # times max_rows: lines under way, or done and waiting for one before them
@@ -34,7 +35,7 @@ def generate_rows(
     params: SamplingParams,
     write: Callable[[bytes], None],
     *,
-    on_bad: OnBad,
+    on_bad: OnBad = refuse,
     resume: RowFile | None = None,
     max_rows: int = MAX_ROWS,
     logprobs: bool = False,
@@ -43,8 +44,8 @@ def generate_rows(
     """Write a row for every prompt of `source` (see read_jobs), and yield its completion; None for one that
     `resume` has already.
 
-    A line's text depends on its id, prompt and params alone. `on_bad` may raise its error to end at a bad line;
-    the lines before it are finished first.
+    A line's text depends on its id, prompt and params alone. Where `on_bad` raises its error, as it does
+    if left out, the lines before it are finished first.
     """
     jobs = read_jobs(source, params, engine.require_tokenizer(), on_bad=on_bad)
     if prompter is not None:

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from gptcli.config.load import build, to_tree
 from gptcli.config.schema import SamplingParams
 from gptcli.config.validate import check_sampling
-from gptcli.data.sources import has_surrogates, parse_jsonl, read_lines, suffix
+from gptcli.data.sources import OnBad, has_surrogates, parse_jsonl, read_lines, refuse, suffix
 from gptcli.errors import UserError, nearest
 from gptcli.tokenizer import Tokenizer
 from gptcli.tokenizer.chat_template import chat_stop, encode_chat, render_chat
@@ -24,8 +24,6 @@ STDIN = "-"
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 KEYS = ("id", "prompt", "messages")
 PARAMETERS = tuple(field.name for field in dataclasses.fields(SamplingParams))
-
-OnBad = Callable[[UserError], None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ def stream_of(id: str | int) -> int:
     return int.from_bytes(hashlib.blake2b(json.dumps(id).encode(), digest_size=6).digest(), "little")
 
 
-def read_jobs(source: str, params: SamplingParams, tokenizer: Tokenizer, *, on_bad: OnBad) -> Iterator[Job]:
+def read_jobs(source: str, params: SamplingParams, tokenizer: Tokenizer, *, on_bad: OnBad = refuse) -> Iterator[Job]:
     """The prompts of a file, or of stdin ("-"), one at a time.
 
     Lines are JSON objects where the file's name says so, on stdin where the first begins with "{"; else each is the

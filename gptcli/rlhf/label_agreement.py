@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 from gptcli.data.sources import read_jsonl
 from gptcli.errors import UserError
@@ -34,7 +33,7 @@ def read_choices(paths: Sequence[Path]) -> dict[str, Choices]:
     Raises UserError, file and line, for a row that is no preference."""
     found: dict[tuple[Path, str], Choices] = {}
     for path in paths:
-        for number, row in read_jsonl(path, on_bad=_raise):
+        for number, row in read_jsonl(path):
             try:
                 preference = parse_preference(row)
             except UserError as error:
@@ -80,7 +79,3 @@ def kappa(pairs: Sequence[tuple[int, int]]) -> float | None:
     ties_a, ties_b = sum(a == 0 for a, _ in pairs) / n, sum(b == 0 for _, b in pairs) / n
     chance = ties_a * ties_b + (1 - ties_a) * (1 - ties_b) / 2
     return (equal - chance) / (1 - chance) if chance < 1 else None
-
-
-def _raise(error: UserError) -> NoReturn:
-    raise error

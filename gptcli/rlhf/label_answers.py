@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from gptcli.config.load import to_tree
 from gptcli.config.schema import SamplingParams
@@ -17,7 +17,7 @@ from gptcli.generate.engine import MAX_ROWS
 from gptcli.generate.pipeline import complete_in_order
 from gptcli.generate.prompts import Job, read_jobs
 from gptcli.generate.rowfile import RowFile
-from gptcli.modeldir import WEIGHTS, open_model_dir
+from gptcli.modeldir import open_model_dir, weight_files
 from gptcli.rlhf.labels import Id, Question, Source, question_of
 
 Advance = Callable[[int, int], None]  # answers there are, of so many
@@ -37,7 +37,9 @@ class Sampling:
 
     def made_by(self) -> dict[str, Any]:
         """What an answer hangs on beside its prompt."""
-        weights = [[str(path), *stamp(path / WEIGHTS)[1:]] for path in self.checkpoints]
+        weights = [
+            [str(path), *(fact for file in weight_files(path) for fact in stamp(file)[1:])] for path in self.checkpoints
+        ]
         return {"checkpoints": weights, "samples": self.samples, **to_tree(self.params)}
 
     def jobs(self) -> list[tuple[Path, list[Job]]]:
@@ -46,7 +48,7 @@ class Sampling:
         out = []
         for place, path in enumerate(self.checkpoints):
             tokenizer, jobs = open_model_dir(path).require_tokenizer(), list[Job]()
-            for job in _distinct(read_jobs(self.source, self.params, tokenizer, on_bad=_raise)):
+            for job in _distinct(read_jobs(self.source, self.params, tokenizer)):
                 first = job.params.seed + place * self.samples
                 jobs += [replace(job, params=replace(job.params, seed=first + i)) for i in range(self.samples)]
             out.append((path, jobs))
@@ -118,7 +120,7 @@ def read_questions(path: Path) -> list[Question | None]:
     Raises UserError, file and line, for a bad one."""
     found: dict[Id, Question | None] = {}
     texts: dict[Id, tuple[str, list[str]]] = {}
-    for number, row in read_jsonl(path, on_bad=_raise):
+    for number, row in read_jsonl(path):
         id, prompt, responses, sources = _fields(row, f"{path}:{number}")
         id = number if id is None else id
         if texts.setdefault(id, (prompt, responses)) != (prompt, responses):
@@ -142,7 +144,3 @@ def _fields(row: dict[str, Any], where: str) -> tuple[Id | None, str, list[str],
     if not isinstance(sources, list) or len(sources) != len(responses) or not all(isinstance(s, list) for s in sources):
         raise UserError(f"{where}: sources: expected a list for each of {len(responses)} responses")
     return id, prompt, responses, [of_text or [None] for of_text in sources]
-
-
-def _raise(error: UserError) -> NoReturn:
-    raise error

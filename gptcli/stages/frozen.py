@@ -4,33 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gptcli.config.schema import DataBlock, ModelConfig, Recipe, RewardBlock
+from gptcli.config.schema import DataBlock, Recipe, RewardBlock
 from gptcli.data.sources import list_files
-from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.model import GPT
 from gptcli.model.extend import with_heads
-from gptcli.modeldir import WEIGHTS
-from gptcli.stages.build import Weights, build_model
-from gptcli.tokenizer import Tokenizer
+from gptcli.modeldir import weight_files
+from gptcli.stages.build import first_weights, trainable
+from gptcli.stages.job import Job
 from gptcli.train.checkpoint import digest_of, find_checkpoint
 
 
-def builder(
-    recipe: Recipe, heads: Mapping[str, float], tokenizer: Tokenizer, runtime: Runtime, say: Callable[[str], None]
-) -> Callable[[], GPT]:
-    """Makes the recipe's checkpoint with these heads and without dropout: with it, probabilities would differ from one
-    look to the next, and a ratio of them would compare noise."""
-
-    def adapt(config: ModelConfig, weights: Weights) -> tuple[ModelConfig, Weights]:
-        return with_heads(dataclasses.replace(config, dropout=0.0), weights, heads, recipe.run.seed)
-
-    return partial(build_model, recipe, tokenizer, runtime, say, adapt)
+def policy(job: Job[Any], heads: Mapping[str, float]) -> GPT:
+    """The model to begin with: the checkpoint with these scalar heads (see with_heads) and without dropout. With it,
+    probabilities would differ from one look to the next, and a ratio of them would compare noise."""
+    recipe, tokenizer = job.recipe, job.base.require_tokenizer()
+    config, weights, _ = first_weights(recipe, tokenizer, job.runtime, job.say)
+    config, weights = with_heads(dataclasses.replace(config, dropout=0.0), weights, heads, recipe.run.seed)
+    return trainable(recipe, job.runtime, config, weights)
 
 
 def data_files(data: DataBlock) -> list[Path]:
@@ -48,11 +43,11 @@ def fingerprint(recipe: Recipe) -> str:
     """Of the data, the reference's weights and whatever gives rewards: a resume is exact only if none has changed."""
     assert recipe.init_from is not None
     files = [*data_files(recipe.data), *held_out_files(recipe.data)]
-    files.append(find_checkpoint(recipe.init_from) / WEIGHTS)
+    files += weight_files(find_checkpoint(recipe.init_from))
     for key in ("reward", "held_out_reward"):
         reward: Any = getattr(recipe, key, None)
         if isinstance(reward, RewardBlock) and reward.checkpoint is not None:
-            files.append(find_checkpoint(reward.checkpoint) / WEIGHTS)
+            files += weight_files(find_checkpoint(reward.checkpoint))
         if isinstance(reward, RewardBlock) and reward.function is not None and ":" in reward.function:
             files.append(Path(reward.function.rpartition(":")[0]))
     digest = hashlib.sha256()

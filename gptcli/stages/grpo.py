@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from gptcli.config.schema import GRPORecipe
-from gptcli.dist.runtime import Runtime
 from gptcli.rlhf.kl import LOSSES, KLController
 from gptcli.rlhf.lessons import group_lesson
-from gptcli.stages.console import RunConsole
+from gptcli.stages.job import Job
 from gptcli.stages.rollouts import Method, run_rollouts
 from gptcli.train.objectives.grpo import GRPO
 
 
-def run(
-    recipe: GRPORecipe,
-    runtime: Runtime,
-    console: RunConsole,
-    *,
-    resume: Path | None = None,
-    dry_run: bool = False,
-) -> dict[str, Any]:
-    """Train and return the summary. `resume` is a run directory whose latest checkpoint to go on from."""
-    block, sampling = recipe.grpo, recipe.sampling
+def run(job: Job[GRPORecipe]) -> dict[str, Any]:
+    block, sampling = job.recipe.grpo, job.recipe.sampling
     objective = GRPO(
         clip_range=block.clip_range,
         temperature=sampling.temperature,
@@ -44,4 +34,4 @@ def run(
         epochs=block.epochs,
         weight=objective.weight,
     )
-    return run_rollouts(recipe, method, runtime, console, resume=resume, dry_run=dry_run)
+    return run_rollouts(job, method)

@@ -22,6 +22,7 @@ from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.modeldir import read_config
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import Job
 from gptcli.stages.pretrain import open_data
 from gptcli.stages.sft import open_chat
 from gptcli.tokenizer import Tokenizer
@@ -64,11 +65,11 @@ def see_conversations(file: str, checkpoint: Path, overrides: Sequence[str], con
 
 def see_recipe(recipe: Recipe, console: RunConsole) -> Seen:
     if isinstance(recipe, SFTRecipe):
-        tokenizer, chat = open_chat(recipe, console)
+        tokenizer, chat = open_chat(Job(recipe, Runtime(), console))
         return Seen(chat.train, chat_batch, tokenizer, chat.hash, chat_stats(chat.train))
     if recipe.stage != "pretrain":
         raise UserError(f"gpt data: knows the rows of pretrain and sft, not of {recipe.stage}")
-    data = open_data(recipe, Runtime(), console, cache=None)
+    data = open_data(Job(recipe, Runtime(), console))
     if recipe.model is not None:
         context_length = recipe.model.context_length
     else:

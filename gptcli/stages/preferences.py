@@ -19,11 +19,6 @@ class Preferences:
     held_out: list[Comparison]
 
     @property
-    def longest(self) -> int:
-        """Tokens of the longest row."""
-        return max(len(row) for c in self.train + self.held_out for row in c.rows)
-
-    @property
     def most(self) -> int:
         """Responses of the comparison that has the most."""
         return max(len(c.responses) for c in self.train + self.held_out)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,16 @@ from torch import Tensor
 from gptcli.config.schema import GRPORecipe, PPORecipe
 from gptcli.config.tuning import RolloutBlock
 from gptcli.contracts import Objective
-from gptcli.dist.runtime import Runtime, pick_precision
 from gptcli.errors import UserError
 from gptcli.generate import Engine
 from gptcli.generate.prompts import read_jobs
-from gptcli.modeldir import load_model, open_model_dir
+from gptcli.modeldir import load_model
 from gptcli.rlhf.held_out import HeldOut
 from gptcli.rlhf.kl import KLController
 from gptcli.rlhf.rewards import Rewards
 from gptcli.rlhf.rollout import Lesson, Prompt, RolloutSource, Sampler
-from gptcli.stages.build import open_run_dir, pick_plan, pinned, start_model
-from gptcli.stages.console import RunConsole
-from gptcli.stages.frozen import builder, data_files, fingerprint, held_out_files
-from gptcli.stages.run import TrainingRun
-from gptcli.train.checkpoint import find_checkpoint
-from gptcli.train.optim import make_optimizer
+from gptcli.stages.frozen import data_files, fingerprint, held_out_files, policy
+from gptcli.stages.job import Job, Started
 
 
 @dataclass(frozen=True)
@@ -46,96 +40,68 @@ class Method:
     weight: Callable[[Tensor], int]
 
 
-def run_rollouts(
-    recipe: PPORecipe | GRPORecipe,
-    method: Method,
-    runtime: Runtime,
-    console: RunConsole,
-    *,
-    resume: Path | None,
-    dry_run: bool,
-) -> dict[str, Any]:
-    """Train and return the summary. `resume` is a run directory whose latest checkpoint to go on from."""
-    recipe = pinned(recipe)
-    assert recipe.init_from is not None
-    with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") if dry_run else nullcontext() as scratch:
-        folder = open_model_dir(find_checkpoint(recipe.init_from))
-        tokenizer, dtype = folder.require_tokenizer(), pick_precision(recipe.train.precision, runtime.device)
-        data_hash = fingerprint(recipe)
-        policy, resumed = start_model(
-            recipe,
-            tokenizer,
-            data_hash,
-            runtime,
-            console.say,
-            resume=resume,
-            build=builder(recipe, method.heads, tokenizer, runtime, console.say),
-        )
-        engine = Engine(policy, tokenizer, dtype=dtype)
-        reference = load_model(folder, device=runtime.device).requires_grad_(False)
-        plan = pick_plan(recipe, policy.config, runtime, console.say, dtype=dtype)
-        rewards = Rewards(recipe.reward, tokenizer, runtime, dtype)
+def run_rollouts(job: Job[PPORecipe] | Job[GRPORecipe], method: Method) -> dict[str, Any]:
+    recipe, runtime = job.recipe, job.runtime
+    tokenizer = job.base.require_tokenizer()
+    started = job.start(tokenizer, fingerprint(recipe), partial(policy, job, method.heads))
+    reference = load_model(job.base, device=runtime.device).requires_grad_(False)
+    plan, engine = started.plan(), Engine(started.model, tokenizer, dtype=job.dtype)
+    sampler = partial(
+        Sampler,
+        reference=reference,
+        rewards=Rewards(recipe.reward, tokenizer, runtime, job.dtype),
+        block=method.block,
+        sampling=recipe.sampling,
+        judged_together=plan.micro_batch_size,
+        runtime=runtime,
+    )
+    by_policy, by_reference = sampler(engine), sampler(Engine(reference, tokenizer, dtype=job.dtype))
+    source = RolloutSource(
+        by_policy,
+        read_prompts(recipe, data_files(recipe.data), engine, job.say),
+        method.lesson,
+        method.kl,
+        rollout_batch_size=method.block.rollout_batch_size,
+        group_size=method.group_size,
+        epochs=method.epochs,
+        weight=method.weight,
+        plan=plan,
+        runtime=runtime,
+        seed=recipe.run.seed,
+    )
+    held_out = _held_out(started, engine, by_policy, by_reference, method.block.best_of)
+    summary = started.train(
+        plan,
+        source,
+        method.objective,
+        measure=held_out.measure if held_out else None,
+        figures=lambda: source.metrics,
+    )
+    return {**summary, **source.metrics}
 
-        def sampler(of: Engine) -> Sampler:
-            return Sampler(
-                of,
-                reference,
-                rewards,
-                block=method.block,
-                sampling=recipe.sampling,
-                judged_together=plan.micro_batch_size,
-                runtime=runtime,
-            )
 
-        source = RolloutSource(
-            sampler(engine),
-            read_prompts(recipe, data_files(recipe.data), engine, console.say),
-            method.lesson,
-            method.kl,
-            rollout_batch_size=method.block.rollout_batch_size,
-            group_size=method.group_size,
-            epochs=method.epochs,
-            weight=method.weight,
-            plan=plan,
-            runtime=runtime,
-            seed=recipe.run.seed,
-        )
-        run_dir = Path(scratch) if scratch else open_run_dir(recipe, runtime, resume=resume is not None)
-        held_out = None
-        if recipe.data.val and recipe.train.eval_every:
-            judge = recipe.held_out_reward
-            held_out = HeldOut(
-                sampler(engine),
-                sampler(Engine(reference, tokenizer, dtype=dtype)),
-                None if judge is None else Rewards(judge, tokenizer, runtime, dtype, key="held_out_reward"),
-                read_prompts(recipe, held_out_files(recipe.data), engine, console.say),
-                run_dir,
-                rows=recipe.train.eval_rows,
-                best_of=method.block.best_of,
-                resume_step=resumed.state.step if resumed else 0,
-                runtime=runtime,
-                seed=recipe.run.seed,
-                say=console.say,
-            )
-        training = TrainingRun(
-            recipe=recipe,
-            runtime=runtime,
-            console=console,
-            run_dir=run_dir,
-            model=policy,
-            tokenizer=tokenizer,
-            optimizer=make_optimizer(policy, recipe.optim, policy.hidden_matrices()),
-            plan=plan,
-            dtype=dtype,
-            source=source,
-            objective=method.objective,
-            held_out=[],
-            data_hash=data_hash,
-            resumed=resumed,
-            measure=None if held_out is None else lambda: held_out.measure(training.state.step),
-            figures=lambda: source.metrics,
-        )
-        return {**training.execute(), **source.metrics}
+def _held_out(
+    started: Started, engine: Engine, by_policy: Sampler, by_reference: Sampler, best_of: int
+) -> HeldOut | None:
+    """What is written to data.val, where there is some."""
+    job, resumed = started.job, started.resumed
+    recipe = job.recipe
+    if not (recipe.data.val and recipe.train.eval_every):
+        return None
+    judge = recipe.held_out_reward
+    return HeldOut(
+        by_policy,
+        by_reference,
+        None if judge is None else Rewards(judge, started.tokenizer, job.runtime, job.dtype, key="held_out_reward"),
+        read_prompts(recipe, held_out_files(recipe.data), engine, job.say),
+        job.run_dir,
+        rows=recipe.train.eval_rows,
+        best_of=best_of,
+        resume_step=resumed.state.step if resumed else 0,
+        runtime=job.runtime,
+        seed=recipe.run.seed,
+        say=job.say,
+    )
 
 
 def read_prompts(

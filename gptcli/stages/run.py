@@ -41,7 +41,7 @@ from gptcli.train.state import TrainState
 class TrainingRun:
     """The built parts of a stage; `execute` trains and returns the summary that --json prints.
 
-    A stage may validate by figures of its own (`measure`: val_loss and others) instead of the objective's loss on
+    A stage may validate by figures of its own (`measure(step)`: val_loss and others) instead of the objective's loss on
     `held_out`, log more of a step (`figures`), and put files of its own beside the model (`beside`).
     """
 
@@ -60,7 +60,7 @@ class TrainingRun:
     data_hash: str
     sample_prompt: Prompt | None = None  # left out: train.sample_prompt as it is
     resumed: Training | None = None
-    measure: Callable[[], dict[str, Any]] | None = None
+    measure: Callable[[int], dict[str, Any]] | None = None
     figures: Callable[[], Mapping[str, float]] = dict
     beside: Callable[[Path], None] | None = None
     state: TrainState = field(default_factory=TrainState)
@@ -151,7 +151,7 @@ class TrainingRun:
 
     def _measured(self) -> dict[str, Any]:
         if self.measure is not None:
-            return self.measure()
+            return self.measure(self.state.step)
         return {"val_loss": evaluate(self.model, self.held_out, self.objective, self.runtime, dtype=self.dtype)}
 
     def _log(self, result: StepResult) -> None:
@@ -226,11 +226,6 @@ class TrainingRun:
         return Training(self.state, self.source.state_dict(), optimizer, facts)
 
     def _write_model(self, folder: Path) -> None:
-        self._write_weights(folder)
-        if self.beside is not None:
-            self.beside(folder)
-
-    def _write_weights(self, folder: Path) -> None:
         config, lora = self.model.config, self.recipe.lora
         if lora is None:
             save_model(folder, config, dict(self.model.named_parameters()), self.tokenizer)

@@ -9,8 +9,8 @@ import pytest
 
 from gptcli.config.load import load_recipe
 from gptcli.dist.runtime import Runtime
-from gptcli.stages import sft
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import run_stage
 from tests.conftest import Tiny, gpt, make_tiny
 
 CHAT = [{"prompt": f"{i}?", "response": "yes" if i % 2 else "no"} for i in range(20)]
@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
         "train: {max_steps: 3, global_batch_size: 4, seq_len: 16}\nsft: {packing: false, truncation: left}\n"
     )
     recipe = load_recipe(str(tiny.folder / "chat.yaml"), ["context_length=48", "train.seq_len=40"], stage="sft")
-    sft.run(recipe, Runtime(), RunConsole(quiet=True))
+    run_stage(recipe, Runtime(), RunConsole(quiet=True))
     return tiny
 
 

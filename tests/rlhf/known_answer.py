@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,8 @@ from gptcli.dist.runtime import Runtime
 from gptcli.model import GPT
 from gptcli.modeldir import load_model, open_model_dir, save_model
 from gptcli.rlhf.sequences import response_rows
-from gptcli.stages import dpo as dpo_stage
-from gptcli.stages import grpo as grpo_stage
-from gptcli.stages import ppo as ppo_stage
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import run_stage
 from gptcli.tokenizer import Tokenizer
 
 BETA = 0.5
@@ -152,7 +149,7 @@ class World:
         folder = self.folder / name
         return load_model(open_model_dir(folder / "latest" if (folder / "latest").exists() else folder))
 
-    def train(self, stage: str, run: Callable[..., Any], name: str, tree: dict[str, Any], **options: Any) -> GPT:
+    def train(self, stage: str, name: str, tree: dict[str, Any], **options: Any) -> GPT:
         """Run a stage's real code and load what it made."""
         optim = {"lr": 1e-2, "schedule": "linear", "min_lr_ratio": 0.0, "weight_decay": 0.0, "betas": [0.9, 0.95]}
         recipe = build_recipe(
@@ -168,7 +165,7 @@ class World:
             where="test",
             stage=stage,
         )
-        run(recipe, Runtime(), RunConsole(quiet=True), **options)
+        run_stage(recipe, Runtime(), RunConsole(quiet=True), **options)
         return self.model(name)
 
     def gap(self, policy: GPT, rewards: Tensor | None = None, among: Tensor | None = None) -> float:
@@ -181,23 +178,21 @@ class World:
     def ppo(self, name: str, steps: int, *, seed: int = 1, lr: float = 1e-2, **ppo: Any) -> GPT:
         """So many optimizer steps, four to a rollout of 256 responses."""
         block = {"kl_coef": BETA, "rollout_batch_size": 256, "missing_eos_penalty": self.task.missing_eos_penalty}
-        return self._rollouts("rlhf-ppo", ppo_stage.run, name, steps, seed, lr, {"ppo": {**block, **ppo}})
+        return self._rollouts("rlhf-ppo", name, steps, seed, lr, {"ppo": {**block, **ppo}})
 
     def rloo(self, name: str, steps: int, *, seed: int = 1, lr: float = 1e-2, **grpo: Any) -> GPT:
         """So many optimizer steps, one to a rollout of 256 responses."""
         block = {"kl_coef": BETA, "rollout_batch_size": 256, "missing_eos_penalty": self.task.missing_eos_penalty}
         rloo = {"baseline": "leave_one_out", "scale": "none", "ratio": "sequence", "group_size": 256}
-        return self._rollouts("rlhf-grpo", grpo_stage.run, name, steps, seed, lr, {"grpo": {**block, **rloo, **grpo}})
+        return self._rollouts("rlhf-grpo", name, steps, seed, lr, {"grpo": {**block, **rloo, **grpo}})
 
     def ppo_on_checkpoint(self, name: str, steps: int, checkpoint: Path, *, lr: float, **ppo: Any) -> GPT:
         """The same on a reward model's scores."""
         block = {"kl_coef": BETA, "rollout_batch_size": 256, **ppo}
         tree = {"ppo": block, "reward": {"checkpoint": str(checkpoint)}}
-        return self._rollouts("rlhf-ppo", ppo_stage.run, name, steps, 1, lr, tree)
+        return self._rollouts("rlhf-ppo", name, steps, 1, lr, tree)
 
-    def _rollouts(
-        self, stage: str, run: Callable[..., Any], name: str, steps: int, seed: int, lr: float, block: dict[str, Any]
-    ) -> GPT:
+    def _rollouts(self, stage: str, name: str, steps: int, seed: int, lr: float, block: dict[str, Any]) -> GPT:
         tree = {
             "reward": {"function": f"{self.folder / 'reward.py'}:score"},
             **block,
@@ -205,7 +200,7 @@ class World:
             "optim": {"lr": lr},
             "train": {"max_steps": steps, "global_batch_size": 256, "micro_batch_size": 256},
         }
-        return self.train(stage, run, name, tree)
+        return self.train(stage, name, tree)
 
     def dpo(self, name: str, steps: int, *, seed: int = 1, lr: float = 1e-2, **dpo: Any) -> GPT:
         """On pairs of the reference's own samples with the true probability that the first is the better one."""
@@ -216,7 +211,7 @@ class World:
             "optim": {"lr": lr},
             "train": {"max_steps": steps, "global_batch_size": 256, "micro_batch_size": 256},
         }
-        return self.train("rlhf-dpo", dpo_stage.run, name, tree)
+        return self.train("rlhf-dpo", name, tree)
 
     def write_pairs(self, count: int, seed: int, *, hard: bool = False) -> Path:
         """Preferences among ended responses; hard: a label drawn with that probability."""

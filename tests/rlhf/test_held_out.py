@@ -13,8 +13,8 @@ from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 from gptcli.report.run import read_run, run_row
 from gptcli.rlhf.evaluations import find_turn, read_evaluations
-from gptcli.stages import grpo, ppo
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import run_stage
 from tests.conftest import gpt
 from tests.rlhf.known_answer import Task, World
 
@@ -89,8 +89,7 @@ def tree(world: World, stage: str, judge: str | None, steps: int = 16, name: str
 def train(made: dict[str, Any], **options: Any) -> tuple[dict[str, Any], list[str]]:
     console = Said()
     recipe = build_recipe(made, where="test", stage=made["stage"])
-    run = {"rlhf-ppo": ppo.run, "rlhf-grpo": grpo.run}[made["stage"]]
-    return run(recipe, Runtime(), console, **options), console.lines
+    return run_stage(recipe, Runtime(), console, **options), console.lines
 
 
 @pytest.mark.parametrize("stage", BLOCKS)

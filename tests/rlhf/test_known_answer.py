@@ -20,7 +20,6 @@ from gptcli.modeldir import open_model_dir
 from gptcli.rlhf import lessons, rollout
 from gptcli.rlhf.kl import k1, k3
 from gptcli.rlhf.rewards import RewardModel, Sample
-from gptcli.stages import reward as reward_stage
 from gptcli.train.objectives.ppo import PPO
 from tests.rlhf.known_answer import FIXED, PROMPT, VARIABLE, Task, World
 
@@ -186,7 +185,7 @@ def test_a_learned_reward_is_near_the_true_one_and_ppo_reaches_its_optimum(tmp_p
         "optim": {"lr": LR},
         "train": {"max_steps": 400, "global_batch_size": 256, "micro_batch_size": 256, "eval_every": 400},
     }
-    world.train("rlhf-reward", reward_stage.run, "rm", tree)
+    world.train("rlhf-reward", "rm", tree)
     task, reference = world.task, world.reference
     engine = Engine(reference, task.tokenizer)
     model = RewardModel(str(tmp_path / "rm"), task.tokenizer, engine.device, torch.float32)

@@ -23,8 +23,8 @@ from gptcli.dist.runtime import Runtime
 from gptcli.errors import Stopped, UserError
 from gptcli.eval.finetune import TaskModel
 from gptcli.model import GPT
-from gptcli.stages import finetune
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import run_stage
 from gptcli.tokenizer.build import byte_tokenizer
 from gptcli.train.objectives.finetune import finetune_objective
 from tests.conftest import gpt
@@ -66,7 +66,7 @@ def make(folder: Path, task: str = "classification", *, dropout: float = 0.0, n:
 
     def run(*overrides: str, **options: Any) -> dict[str, Any]:
         recipe = load_recipe(str(path), overrides, stage="finetune")
-        return finetune.run(recipe, Runtime(), RunConsole(quiet=True), **options)
+        return run_stage(recipe, Runtime(), RunConsole(quiet=True), **options)
 
     return run
 
@@ -286,7 +286,7 @@ def test_bad_lines_are_named_or_skipped_and_listed(tmp_path: Path, capsys: pytes
     recipe = load_recipe(str(tmp_path / "head.yaml"), ["data.skip_bad=true", "train.epochs=0.1"], stage="finetune")
     console = RunConsole(quiet=True)
     console.say = said.append  # type: ignore[method-assign]
-    finetune.run(recipe, Runtime(), console)
+    run_stage(recipe, Runtime(), console)
     listed = "\n".join(said)
     assert "skipped 3 bad examples" in listed
     assert "train.jsonl:62: no column 'text'; did you mean 'txt'" in listed
@@ -303,7 +303,7 @@ def test_long_rows_are_counted_or_refused(tmp_path: Path) -> None:
     recipe = load_recipe(str(tmp_path / "head.yaml"), ["train.epochs=0.1"], stage="finetune")
     console = RunConsole(quiet=True)
     console.say = said.append  # type: ignore[method-assign]
-    finetune.run(recipe, Runtime(), console)
+    run_stage(recipe, Runtime(), console)
     assert "1 of 61 training examples exceed 32 tokens: their parts were cut" in said
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from gptcli.config.load import load_recipe
 from gptcli.config.shipped import shipped_recipes
 from gptcli.dist.runtime import Runtime
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import run_stage
 from tests.rlhf.known_answer import VARIABLE, World
 
 RECIPES = {path.stem: load_recipe(path.stem).stage for path in shipped_recipes()}
@@ -25,8 +25,7 @@ MODEL = {"n_layer": 2, "n_head": 2, "n_embd": 16, "context_length": SEQ_LEN, "vo
 def train(name: str, folder: Path, changes: dict[str, Any]) -> dict[str, Any]:
     shrunk = {"run.dir": folder / "runs", "train.global_batch_size": ROWS, "train.eval_every": 1, **changes}
     recipe = load_recipe(name, [f"{k}={v}" for k, v in shrunk.items()])
-    stage = importlib.import_module("gptcli.stages." + recipe.stage.removeprefix("rlhf-"))
-    return stage.run(recipe, Runtime(), RunConsole(quiet=True))
+    return run_stage(recipe, Runtime(), RunConsole(quiet=True))
 
 
 def labelled_example(number: int) -> dict[str, Any]:
@@ -82,7 +81,6 @@ def test_recipe_of_rlhf_trains_two_steps(name: str, tmp_path: Path) -> None:
     else:
         shrunk.pop("sampling.max_new_tokens")
     recipe = load_recipe(name, [f"{k}={v}" for k, v in shrunk.items()], stage=name)
-    stage = importlib.import_module(f"gptcli.stages.{block}")
-    summary = stage.run(recipe, Runtime(), RunConsole(quiet=True))
+    summary = run_stage(recipe, Runtime(), RunConsole(quiet=True))
     assert summary["step"] == 2
     assert summary["train_loss"] is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,16 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gptcli.config.load import build_recipe
+from gptcli.config.schema import LoraBlock
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
-from gptcli.modeldir import open_model_dir
+from gptcli.model.lora import adapter_weights, add_lora
+from gptcli.modeldir import open_model_dir, save_adapter
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import run_stage
 from tests.conftest import gpt
 from tests.rlhf.known_answer import VARIABLE, World
 
@@ -58,8 +60,7 @@ def tree(world: World, stage: str, steps: int = 7, name: str = "run") -> dict[st
 
 def train(made: dict[str, Any], **options: Any) -> dict[str, Any]:
     recipe = build_recipe(made, where="test", stage=made["stage"])
-    stage = importlib.import_module("gptcli.stages." + made["stage"].removeprefix("rlhf-"))
-    return stage.run(recipe, Runtime(), RunConsole(quiet=True), **options)
+    return run_stage(recipe, Runtime(), RunConsole(quiet=True), **options)
 
 
 def rows(world: World, name: str = "run") -> list[dict[str, Any]]:
@@ -185,6 +186,7 @@ def test_a_reward_that_fails_is_told_and_the_run_is_saved(world: World, bad: str
         ({"ppo": {"rollout_batch_size": 16, "stop_token": "ab"}}, "is 2 tokens, and a stop is one"),
         ({"data": {"train": ["nowhere.jsonl"]}}, "no such file"),
         ({"data": {}}, "nothing to train on"),
+        ({"train": {"max_steps": 2, "global_batch_size": 8, "compile": "auto"}}, "train.compile: rows of rlhf differ"),
     ],
 )
 def test_a_recipe_that_cannot_work_says_so(world: World, change: dict[str, Any], reason: str) -> None:
@@ -204,3 +206,40 @@ def test_preferences_without_preference_name_their_line(world: World) -> None:
     for stage in ("rlhf-reward", "rlhf-dpo"):
         with pytest.raises(UserError, match=r"pairs.jsonl:2: chosen and rejected are the same text"):
             train(tree(world, stage))
+
+
+# ---- from an adapter ------------------------------------------------------------------------------------------
+
+
+def adapted(world: World) -> Path:
+    """The reference with an adapter that does something, in a folder of its own."""
+    base, lora = world.folder / "reference", LoraBlock(rank=2)
+    model = world.reference
+    add_lora(model, lora, 5)
+    torch.manual_seed(0)
+    for p in adapter_weights(model).values():
+        p.data.normal_(std=0.1)
+    folder = world.folder / "adapter"
+    folder.mkdir()
+    save_adapter(folder, model.config, lora, adapter_weights(model), world.task.tokenizer, base=base)
+    return folder
+
+
+@pytest.mark.parametrize("stage", ["rlhf-dpo", "rlhf-grpo"])
+def test_an_adapter_is_a_checkpoint_to_start_from(world: World, stage: str) -> None:
+    start = {"init_from": str(adapted(world))}
+    train({**tree(world, stage, 4, "whole"), **start})
+    train({**tree(world, stage, 2, "parts"), **start})
+    train({**tree(world, stage, 4, "parts"), **start}, resume=world.folder / "parts")
+    ours, theirs = weights(world, "parts"), weights(world, "whole")
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
+@pytest.mark.parametrize("part", ["adapter/adapter_model.safetensors", "reference/model.safetensors"])
+def test_a_resume_notices_another_adapter_and_another_base(world: World, part: str) -> None:
+    start = {"init_from": str(adapted(world))}
+    train({**tree(world, "rlhf-dpo", 2), **start})
+    file = world.folder / part
+    save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
+    with pytest.raises(UserError, match="the data has changed since"):
+        train({**tree(world, "rlhf-dpo", 4), **start}, resume=world.folder / "run")

@@ -15,8 +15,8 @@ import gptcli
 from gptcli.config.load import load_recipe
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
-from gptcli.stages import pretrain, sft
 from gptcli.stages.console import RunConsole
+from gptcli.stages.job import run_stage
 from tests.conftest import Tiny, gpt, make_tiny
 
 RECIPE = """\
@@ -35,7 +35,7 @@ class Chat(Tiny):
 
     def teach(self, *overrides: str, **options: Any) -> dict[str, Any]:
         recipe = load_recipe(str(self.folder / "chat.yaml"), overrides, stage="sft")
-        return sft.run(recipe, Runtime(), options.pop("console", RunConsole(quiet=True)), **options)
+        return run_stage(recipe, Runtime(), options.pop("console", RunConsole(quiet=True)), **options)
 
     def latest(self, run: str = "chat") -> Path:
         return self.folder / "runs" / run / "latest"
@@ -46,7 +46,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     tiny = make_tiny(folder)
     recipe = load_recipe(str(tiny.recipe), ["model.context_length=48"], stage="pretrain")
-    pretrain.run(recipe, Runtime(), RunConsole(quiet=True))
+    run_stage(recipe, Runtime(), RunConsole(quiet=True))
     return folder
 
 

@@ -1,0 +1,172 @@
+"""What every stage begins and ends with: a recipe to carry out, a model to start from, the run around the one loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from gptcli.config.gpus import has_cpp_compiler
+from gptcli.config.load import dump_recipe
+from gptcli.config.plan import TrainPlan
+from gptcli.config.schema import Recipe
+from gptcli.contracts import Batch, BatchSource, Objective
+from gptcli.dist.runtime import Runtime, pick_precision
+from gptcli.errors import UserError
+from gptcli.files import publish_text
+from gptcli.model import GPT
+from gptcli.model.lora import load_adapter
+from gptcli.modeldir import ModelDir, load_model, open_model_dir, read_adapter
+from gptcli.stages.build import build_model, pick_plan
+from gptcli.stages.console import RunConsole
+from gptcli.stages.run import TrainingRun
+from gptcli.tokenizer import Tokenizer
+from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
+from gptcli.train.optim import make_optimizer
+
+R = TypeVar("R", bound=Recipe)
+
+
+def run_stage(
+    recipe: Recipe, runtime: Runtime, console: RunConsole, *, resume: Path | None = None, dry_run: bool = False
+) -> dict[str, Any]:
+    """Train as the recipe says and return the summary. `resume` is a run directory whose latest checkpoint to go on
+    from. A stage is the module of its name: `run(job)` builds its source and objective, and calls `Started.train`."""
+    stage = importlib.import_module("gptcli.stages." + recipe.stage.removeprefix("rlhf-"))
+    with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") if dry_run else nullcontext() as scratch:
+        job = Job(_pinned(recipe), runtime, console, resume, scratch=Path(scratch) if scratch else None)
+        summary: dict[str, Any] = stage.run(job)
+        return summary
+
+
+def _pinned(recipe: R) -> R:
+    """The recipe with the checkpoint that init_from means now, so that a resume finds the same base."""
+    if recipe.init_from is None:
+        return recipe
+    return dataclasses.replace(recipe, init_from=str(find_checkpoint(recipe.init_from)))
+
+
+@dataclass(frozen=True)
+class Job(Generic[R]):
+    """A recipe and where it is carried out. `scratch`: a dry run's folder, gone afterwards."""
+
+    recipe: R
+    runtime: Runtime
+    console: RunConsole
+    resume: Path | None = None
+    scratch: Path | None = None
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        return self.console.say
+
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        return pick_precision(self.recipe.train.precision, self.runtime.device)
+
+    @cached_property
+    def base(self) -> ModelDir:
+        """The checkpoint of init_from."""
+        assert self.recipe.init_from is not None
+        return open_model_dir(find_checkpoint(self.recipe.init_from))
+
+    @cached_property
+    def run_dir(self) -> Path:
+        """RUN with the resolved recipe in it, made when it is first asked for, so that what is wrong with a recipe or
+        its data leaves none behind. Raises UserError for a run that exists and is not resumed."""
+        if self.scratch is not None:
+            return self.scratch
+        recipe = self.recipe
+        assert recipe.run.name is not None
+        folder = Path(recipe.run.dir) / recipe.run.name
+        if self.runtime.is_main:
+            if self.resume is None and folder.exists() and any(p for p in folder.iterdir() if p.name[:1] != "."):
+                raise UserError(
+                    f"{folder}: this run exists; go on with --resume {folder}, or choose another -s run.name=NAME"
+                )
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_unfinished(folder)
+            publish_text(folder / "recipe.yaml", dump_recipe(recipe))
+        self.runtime.barrier()
+        return folder
+
+    def start(self, tokenizer: Tokenizer, data_hash: str, build: Callable[[], GPT] | None = None) -> Started:
+        """The job with the model to begin with (`build`'s, or build_model's), or with the latest of the run that is
+        resumed. Raises UserError where tokenizer or data are not those that the run began with."""
+        build = build or partial(build_model, self.recipe, tokenizer, self.runtime, self.say)
+        if self.resume is None:
+            return Started(self, tokenizer, data_hash, build())
+        checkpoint = find_checkpoint(self.resume)
+        training = load_training(checkpoint)
+        if training.facts["tokenizer_hash"] != tokenizer.hash:
+            raise UserError(f"{checkpoint}: was trained with another tokenizer than the data has now; cannot resume")
+        if training.facts["data_hash"] != data_hash:
+            raise UserError(
+                f"{checkpoint}: the data has changed since this checkpoint, so a resume would not be exact; "
+                f"start a new run from its weights with -s init_from={checkpoint}"
+            )
+        if self.recipe.lora is None:
+            model = load_model(open_model_dir(checkpoint), device=self.runtime.device).train()
+        else:
+            model = build()
+            load_adapter(model, read_adapter(checkpoint, model.config)[0])
+        return Started(self, tokenizer, data_hash, model, training)
+
+
+@dataclass(frozen=True)
+class Started:
+    """A job with its model; `resumed`: where the run stands that is resumed."""
+
+    job: Job[Any]
+    tokenizer: Tokenizer
+    data_hash: str
+    model: GPT
+    resumed: Training | None = None
+
+    def plan(self, **sizes: int) -> TrainPlan:
+        """The computed plan; `sizes` as pick_plan has them."""
+        job = self.job
+        return pick_plan(job.recipe, self.model.config, job.runtime, job.say, dtype=job.dtype, **sizes)
+
+    def train(
+        self, plan: TrainPlan, source: BatchSource, objective: Objective, held_out: Sequence[Batch] = (), **around: Any
+    ) -> dict[str, Any]:
+        """Train and return the summary. `around`: what else the run does, as TrainingRun has it."""
+        job = self.job
+        self._compile()
+        training = TrainingRun(
+            recipe=job.recipe,
+            runtime=job.runtime,
+            console=job.console,
+            run_dir=job.run_dir,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            optimizer=make_optimizer(self.model, job.recipe.optim, self.model.hidden_matrices()),
+            plan=plan,
+            dtype=job.dtype,
+            source=source,
+            objective=objective,
+            held_out=held_out,
+            data_hash=self.data_hash,
+            resumed=self.resumed,
+            **around,
+        )
+        return training.execute()
+
+    def _compile(self) -> None:
+        """torch.compile in place, so that parameter names stay; without a C++ compiler, say so once and run eager."""
+        wanted, on_cpu = self.job.recipe.train.compile, self.job.runtime.device.type == "cpu"
+        if not wanted or (wanted == "auto" and on_cpu):
+            return
+        if on_cpu and not has_cpp_compiler():
+            self.job.say("train.compile: no C++ compiler on this machine, so the model runs uncompiled")
+            return
+        self.model.compile(dynamic=False)
