@@ -34,6 +34,7 @@ from gptcli.tokenizer import Tokenizer
 
 Row = dict[str, Any]
 ATTEMPTS = 50  # random edits that are tried before a body is given up
+HELD_OUT_TIMES = 4
 
 
 @dataclass(frozen=True)
@@ -118,21 +119,17 @@ def damaged_rows(functions: Sequence[Function], tokenizer: Tokenizer, seed: int,
 # ---- files ----------------------------------------------------------------------------------------------------
 
 
-def write(run: Path, seed: int, *, longest: int, damages: int, answers: int) -> None:
-    """Into the current folder."""
+def write(run: Path, seed: int, longest: int) -> None:
+    """Into the current folder. Held-out functions are few, so each serves several times."""
     tokenizer = gptcli.load(run).tokenizer
-    for split, functions in all_functions(run).items():
-        suffix = "" if split == "train" else "-val"
-        functions = [f for f in functions if len(tokenizer.encode(f.prompt + f.response)) <= longest]
+    for split, everything in all_functions(run).items():
+        suffix, times = ("", 1) if split == "train" else ("-val", HELD_OUT_TIMES)
+        functions = [f for f in everything if len(tokenizer.encode(f.prompt + f.response)) <= longest]
         documented = [f for f in functions if f.is_documented]
-        prompts = [
-            {"id": f"{i}.{k}", "prompt": f.prompt}
-            for i, f in enumerate(documented)
-            for k in range(1 if split == "train" else answers)
-        ]
+        prompts = [{"id": f"{i}.{k}", "prompt": f.prompt} for i, f in enumerate(documented) for k in range(times)]
         save(f"functions{suffix}.jsonl", [{"prompt": f.prompt, "response": f.response} for f in documented])
         save(f"prompts{suffix}.jsonl", prompts)
-        save(f"damaged{suffix}.jsonl", list(damaged_rows(functions, tokenizer, seed, damages)))
+        save(f"damaged{suffix}.jsonl", list(damaged_rows(functions, tokenizer, seed, times)))
 
 
 def save(name: str, rows: Sequence[Row]) -> None:
@@ -145,10 +142,8 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="whose files are read, and whose tokens are counted and edited")
     parser.add_argument("--seed", type=int, default=1, help="of the damage")
     parser.add_argument("--longest", type=int, default=128, help="tokens of the longest function that is taken")
-    parser.add_argument("--damages", type=int, default=1, help="damaged bodies of each function, of a held-out one three")
-    parser.add_argument("--answers", type=int, default=4, help="bodies to be written for each held-out head")
     options = parser.parse_args()
-    write(**vars(options))
+    write(options.run, options.seed, options.longest)
 
 
 if __name__ == "__main__":

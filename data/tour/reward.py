@@ -1,6 +1,6 @@
 """The tour's verifiable reward: does prompt + response parse as Python, and does it do anything?
 
-    gpt rlhf-ppo ... -s reward.function=data/tour/reward.py:score
+gpt rlhf-ppo ... -s reward.function=data/tour/reward.py:score
 """
 
 from __future__ import annotations
