@@ -92,6 +92,7 @@ def test_what_is_nested_too_deep_earns_nothing_and_stops_nothing(reward: ModuleT
 
 SOURCE = '''
 import os
+\f
 
 def plain(a, b=1):
     # how it goes
@@ -138,6 +139,10 @@ def test_functions_are_cut_into_head_and_body(functions: ModuleType) -> None:
     assert found["def wide(self,\n         x):\n"].response.startswith("    def inner(y):")
     # left out: one whose docstring cannot be written again on one line, and those that do nothing or are one line
     assert len(found) == 4
+
+
+def test_what_is_no_python_has_no_functions(functions: ModuleType) -> None:
+    assert list(functions.functions_of("def f(x):\n    return x\nno python")) == []
 
 
 def test_functions_of_the_standard_library_parse(functions: ModuleType, reward: ModuleType) -> None:

@@ -18,7 +18,6 @@ import argparse
 import ast
 import json
 import textwrap
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,11 +48,8 @@ class Function:
 
 def functions_of(source: str) -> Iterator[Function]:
     """The functions and methods of a file that do anything, without decorators, moved to the left margin."""
-    lines = source.splitlines(keepends=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        tree = ast.parse(source)
-    for node in ast.walk(tree):
+    tree, lines = parse(source), lines_of(source)
+    for node in ast.walk(tree) if tree is not None else ():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             function = cut(textwrap.dedent("".join(lines[node.lineno - 1 : node.end_lineno])))
             if function is not None:
@@ -65,7 +61,7 @@ def cut(code: str) -> Function | None:
     tree = parse(code)
     if tree is None or not isinstance(node := tree.body[0], ast.FunctionDef | ast.AsyncFunctionDef):
         return None
-    lines, documentation = code.splitlines(keepends=True), ast.get_docstring(node)
+    lines, documentation = lines_of(code), ast.get_docstring(node)
     if documentation is None:
         head_end = body_start = min(first_lines(node.body[0])) - 1
         prompt = "".join(lines[:head_end])
@@ -80,16 +76,26 @@ def cut(code: str) -> Function | None:
     return Function(prompt, response, documentation is not None)
 
 
+def lines_of(code: str) -> list[str]:
+    """As Python counts them: str.splitlines would end one at a form feed too."""
+    return [f"{line}\n" for line in code.split("\n")]
+
+
 def first_lines(statement: ast.stmt) -> list[int]:
     return [statement.lineno, *(decorator.lineno for decorator in getattr(statement, "decorator_list", []))]
 
 
 def all_functions(run: Path) -> dict[str, list[Function]]:
-    """Each function once, of the files that a run was trained on and of those that it held out."""
+    """Each function once, of the files that a run was trained on and of those that it held out; of the latter none that
+    the former have too, and none with a head that they have."""
     found: dict[str, dict[Function, None]] = {"train": {}, "val": {}}
     for split, source in corpus_of(load_recipe(str(run / "recipe.yaml")).data).parts():
         found[split].update(dict.fromkeys(functions_of(source)))
-    return {"train": list(found["train"]), "val": [f for f in found["val"] if f not in found["train"]]}
+    heads = {f.prompt for f in found["train"] if f.is_documented}
+    return {
+        "train": list(found["train"]),
+        "val": [f for f in found["val"] if f not in found["train"] and f.prompt not in heads],
+    }
 
 
 # ---- damage ---------------------------------------------------------------------------------------------------
