@@ -8,10 +8,11 @@ GPT    := $(BIN)/gpt
 # Tiny models are fastest on one thread, and tests side by side do not fight for cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help setup quickstart test test-all lint format bench clean
+.PHONY: help setup quickstart tour test test-all lint format bench clean
 
 help:
 	@echo "make quickstart   set up, train on the Python standard library, compare with gzip and xz, write a sample"
+	@echo "make tour         the whole life: that model learns to write functions, by sft, a reward model, PPO and GRPO"
 	@echo "make test         set up, lint, type-check, test (minutes)"
 	@echo "make test-all     the same and the slow proofs: kills, quality, peers (an hour)"
 	@echo "make runs/NAME/latest   train recipes/NAME.yaml, or do nothing if that is done"
@@ -28,6 +29,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 quickstart: $(VENV)/.installed
 	@$(BIN)/python data/quickstart.py
+
+tour: $(VENV)/.installed
+	@$(BIN)/python data/tour.py
 
 runs/%/latest: recipes/%.yaml | $(VENV)/.installed
 	$(GPT) pretrain --recipe $< -s run.name=$*

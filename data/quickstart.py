@@ -5,26 +5,18 @@ It is the command line and nothing else: each step prints the `gpt` command that
 
 from __future__ import annotations
 
-import json
-import os
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
 
-GPT = str(Path(sys.executable).with_name("gpt"))
+from steps import gpt, short, train
+
 RUN = Path("runs/quickstart")
 
 
 def main() -> int:
     started = time.monotonic()
-    if not (RUN / "latest").exists():
-        gpt("pretrain", "--recipe", "quickstart.yaml")
-    elif json.loads((RUN / "latest" / "training" / "state.json").read_text())["step"] < max_steps():
-        gpt("pretrain", "--resume", str(RUN))
-    else:
-        print(f"{RUN} is trained already; remove it to train again")
+    train("pretrain", "quickstart.yaml", str(RUN))
     print("\nHow well does it know Python? A better predictor is a better compressor.")
     gpt("eval", "--checkpoint", str(RUN), "--task", "compression")
     print("\nA sample:")
@@ -34,23 +26,6 @@ def main() -> int:
     print("  " + short("eval", "--task", "perplexity", "--data", "README.md"))
     print("  " + short("pretrain", "--recipe", "quickstart.yaml", "-s", "run.name=mine", "-s", "data.source=[FOLDER]"))
     return 0
-
-
-def max_steps() -> int:
-    import yaml
-
-    return int(yaml.safe_load((RUN / "recipe.yaml").read_text())["train"]["max_steps"])
-
-
-def gpt(*arguments: str) -> None:
-    print(f"$ gpt {shlex.join(arguments)}", flush=True)
-    status = subprocess.run([GPT, *arguments], check=False).returncode
-    if status:
-        sys.exit(status)
-
-
-def short(*arguments: str) -> str:
-    return f"{os.path.relpath(GPT)} {shlex.join(arguments)}"
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def test_a_make_rule_trains_once(tmp_path: Path) -> None:
 
 def test_the_make_targets_exist() -> None:
     makes = [c for c in commands() if c.startswith("make")]
-    assert makes == ["make quickstart", "make test"]
+    assert makes == ["make quickstart", "make test", "make tour"]
     for command in makes:
         done = subprocess.run([*command.split(), "-n"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
