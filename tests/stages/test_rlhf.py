@@ -96,10 +96,20 @@ def test_two_processes_are_one(world: World, stage: str) -> None:
         file.write_text(yaml.safe_dump(tree(world, stage, 7, name)))
         done = gpt(stage, "-r", file, "--nproc", str(nproc), "-q", cwd=world.folder)
         assert done.code == 0, done.err
-    ours, theirs = weights(world, "two"), weights(world, "one")
+    ours, theirs = (without_key_biases(weights(world, name)) for name in ("two", "one"))
     assert max((ours[n] - theirs[n]).abs().max().item() for n in theirs) < 1e-5
     for mine, other in zip(rows(world, "two"), rows(world, "one"), strict=True):
-        assert mine == pytest.approx(other, abs=1e-4)
+        for row in (mine, other):
+            row.pop("clip_fraction", None)  # counts what lies beyond a border, which rounding crosses
+        assert mine == pytest.approx(other, abs=1e-5)
+
+
+def without_key_biases(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A softmax does not see them, so all of their gradient is rounding, of which Adam makes whole steps."""
+    for name, tensor in tensors.items():
+        if name.endswith("c_attn.bias"):
+            tensor.view(3, -1)[1] = 0
+    return tensors
 
 
 def test_a_policy_that_does_not_learn_keeps_ratios_of_1(world: World) -> None:
