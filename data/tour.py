@@ -119,8 +119,11 @@ def show(lives: list[dict[str, Any]], folder: Path) -> None:
         console.print(prompt + answer, markup=False, highlight=False)
     answers = len(read(folder / "prompts-val.jsonl"))
     seeds = f"{len(lives)} seeds: mean ± standard deviation" if len(lives) > 1 else "1 seed"
-    table = Table(title=f"\nBodies written for held-out heads, {answers} a model; {seeds}")
-    for column in ("model", "parses and does anything", "KL to sft", "tokens", "duplicates", "ends", "entropy"):
+    table = Table(
+        title=f"\n{answers} bodies written for held-out heads; {seeds}",
+        caption="parses: and does anything; KL: to sft, in nats a body, of the last rollout; entropy: in nats a token",
+    )
+    for column in ("model", "parses", "KL", "tokens", "duplicates", "ends", "entropy"):
         table.add_column(column, justify="left" if column == "model" else "right")
     for name in WRITERS:
         figures = [life[name] for life in lives]

@@ -218,7 +218,7 @@ def test_the_tour_runs_in_small_and_once(tmp_path: Path) -> None:
     first = tour(tmp_path)
     for stage in ("sft", "rlhf-reward", "rlhf-ppo", "rlhf-grpo"):
         assert f"$ gpt {stage} -r " in first
-    assert "parses and does anything" in first
+    assert "parses" in first
     (life,) = json.loads((tmp_path / "runs/tour.json").read_text())["lives"]
     assert 0 <= life["reward_model"]["accuracy"] <= 1
     for name in ("pretrained", "sft", "ppo", "grpo"):
