@@ -79,7 +79,7 @@ def test_a_model_stops_by_itself_after_sft_and_not_before(shared_data: Path, tmp
         "stage: sft\ninit_from: runs/base\n"
         "data: {train: [train.jsonl], val: [held-out.jsonl], columns: {prompt: question, response: answer}}\n"
         "sft: {truncation: skip}\noptim: {lr: 3.0e-3, warmup_steps: 10}\n"
-        "train: {max_steps: 200, global_batch_size: 4, eval_every: 50, eval_rows: 16}\n"
+        "train: {max_steps: 400, global_batch_size: 4, eval_every: 100, eval_rows: 16}\n"
     )
     assert gpt("pretrain", "-r", "base.yaml", "-q", cwd=tmp_path, timeout=HOURS).code == 0
     done = gpt("sft", "-r", "chat.yaml", "--json", "-q", cwd=tmp_path, timeout=HOURS)
