@@ -186,7 +186,8 @@ class TrainingRun:
         self.console.step(self._row, progress, left)
 
     def _sample(self, result: StepResult) -> None:
-        with self._not_training():
+        # A text grows with every token: each length would be compiled, until torch gives up on the model altogether.
+        with self._not_training(), torch.compiler.set_stance("force_eager"):
             self.model.eval()
             engine = Engine(self.model, self.tokenizer)
             prompt = self.recipe.train.sample_prompt if self.sample_prompt is None else self.sample_prompt
