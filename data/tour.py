@@ -78,19 +78,25 @@ def judged(folder: Path) -> dict[str, float]:
 
 
 def written(folder: Path, name: str) -> dict[str, float | None]:
-    """How good the answers are, and by what trick: KL is the last rollout's, in nats an answer."""
+    """How good the answers are, and by what trick."""
     rows = read(folder / f"{name}.answers.jsonl")
     texts = [row["text"] for row in rows]
-    metrics = folder / name / "metrics.jsonl"
-    last = read(metrics)[-1] if metrics.exists() else {}
+    rollout = last_rollout(folder, name)
     return {
         "parses": statistics.mean(load_score(folder)([row["prompt"] for row in rows], texts)),
         "ends": statistics.mean(row["finish_reason"] != "length" for row in rows),
         "tokens": statistics.mean(row["tokens"] for row in rows),
         "duplicates": 1 - len(set(texts)) / len(texts),
-        "kl": last.get("kl"),
-        "entropy": last.get("entropy"),
+        "kl": rollout.get("kl"),
+        "entropy": rollout.get("entropy"),
     }
+
+
+def last_rollout(folder: Path, name: str) -> dict[str, Any]:
+    """The figures of what a policy wrote last; of sft, of what PPO wrote before it learned anything."""
+    if name == "sft":
+        return read(folder / "ppo/metrics.jsonl")[0]
+    return read(folder / name / "metrics.jsonl")[-1] if name in ("ppo", "grpo") else {}
 
 
 def load_score(folder: Path) -> Callable[[list[str], list[str]], list[float]]:
