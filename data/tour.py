@@ -24,6 +24,14 @@ from steps import gpt, run, short, train
 RECIPES = Path(__file__).parent / "tour"
 WRITERS = {"pretrained": "../quickstart", "sft": "sft", "ppo": "ppo", "grpo": "grpo"}
 NEW_TOKENS = 96  # as in ppo.yaml and grpo.yaml
+FORMS = {  # of the table's columns
+    "parses": "{:.1%}",
+    "kl": "{:.2f}",
+    "tokens": "{:.1f}",
+    "duplicates": "{:.1%}",
+    "ends": "{:.1%}",
+    "entropy": "{:.2f}",
+}
 
 
 def main() -> int:
@@ -78,19 +86,25 @@ def judged(folder: Path) -> dict[str, float]:
 
 
 def written(folder: Path, name: str) -> dict[str, float | None]:
-    """How good the answers are, and by what trick: KL is the last rollout's, in nats an answer."""
+    """How good the answers are, and by what trick."""
     rows = read(folder / f"{name}.answers.jsonl")
     texts = [row["text"] for row in rows]
-    metrics = folder / name / "metrics.jsonl"
-    last = read(metrics)[-1] if metrics.exists() else {}
+    rollout = last_rollout(folder, name)
     return {
         "parses": statistics.mean(load_score(folder)([row["prompt"] for row in rows], texts)),
         "ends": statistics.mean(row["finish_reason"] != "length" for row in rows),
         "tokens": statistics.mean(row["tokens"] for row in rows),
         "duplicates": 1 - len(set(texts)) / len(texts),
-        "kl": last.get("kl"),
-        "entropy": last.get("entropy"),
+        "kl": rollout.get("kl"),
+        "entropy": rollout.get("entropy"),
     }
+
+
+def last_rollout(folder: Path, name: str) -> dict[str, Any]:
+    """The figures of what a policy wrote last; of sft, of what PPO wrote before it learned anything."""
+    if name == "sft":
+        return read(folder / "ppo/metrics.jsonl")[0]
+    return read(folder / name / "metrics.jsonl")[-1] if name in ("ppo", "grpo") else {}
 
 
 def load_score(folder: Path) -> Callable[[list[str], list[str]], list[float]]:
@@ -117,36 +131,35 @@ def show(lives: list[dict[str, Any]], folder: Path) -> None:
         answer = read(folder / f"{name}.answers.jsonl")[0]["text"]
         console.print(f"\n[bold]{name}[/] goes on:", highlight=False)
         console.print(prompt + answer, markup=False, highlight=False)
-    answers = len(read(folder / "prompts-val.jsonl"))
-    seeds = f"{len(lives)} seeds: mean ± standard deviation" if len(lives) > 1 else "1 seed"
+    console.print(writers_table(lives, len(read(folder / "prompts-val.jsonl"))))
+    console.print(judges_table(lives))
+
+
+def writers_table(lives: list[dict[str, Any]], count: int) -> Table:
     table = Table(
-        title=f"\n{answers} bodies written for held-out heads; {seeds}",
+        title=f"\n{count} bodies written for held-out heads",
         caption="parses: and does anything; KL: to sft, in nats a body, of the last rollout; entropy: in nats a token",
     )
-    for column in ("model", "parses", "KL", "tokens", "duplicates", "ends", "entropy"):
+    for column in ("seed", "model", "parses", "KL", "tokens", "duplicates", "ends", "entropy"):
         table.add_column(column, justify="left" if column == "model" else "right")
-    for name in WRITERS:
-        figures = [life[name] for life in lives]
-        shares = [spread(figures, key, "{:.1%}") for key in ("parses", "duplicates", "ends")]
-        kl, tokens, entropy = (spread(figures, key, "{:.2f}") for key in ("kl", "tokens", "entropy"))
-        table.add_row(name, shares[0], kl, tokens, shares[1], shares[2], entropy)
-    console.print(table)
-    judges = [life["reward_model"] for life in lives]
-    right = {name: spread(judges, f"{name}accuracy", "{:.1%}") for name in ("", "likelihood_", "length_")}
-    console.print(
-        f"The reward model tells the real body from the damaged one in {right['']} of {judges[0]['pairs']} held-out "
-        f"pairs;\nthe likelier for the pretrained model is the real one in {right['likelihood_']}, the longer one in "
-        f"{right['length_']}.\n",
-        highlight=False,
-    )
+    for life in lives:
+        for name in WRITERS:
+            figures = life[name]
+            cells = [form.format(figures[key]) if figures[key] is not None else "" for key, form in FORMS.items()]
+            table.add_row(str(life["seed"]), name, *cells)
+        table.add_section()
+    return table
 
 
-def spread(figures: list[dict[str, Any]], key: str, form: str) -> str:
-    values = [figure[key] for figure in figures]
-    if None in values:
-        return ""
-    mean = form.format(statistics.mean(values))
-    return mean if len(values) == 1 else f"{mean} ± {form.format(statistics.stdev(values))}"
+def judges_table(lives: list[dict[str, Any]]) -> Table:
+    table = Table(title="\nWhich of two bodies is real, and which has one token edited? Right on held-out pairs:")
+    for column in ("seed", "reward model", "likelier for the pretrained", "longer", "pairs"):
+        table.add_column(column, justify="right")
+    for life in lives:
+        judge = life["reward_model"]
+        shares = [f"{judge[f'{name}accuracy']:.1%}" for name in ("", "likelihood_", "length_")]
+        table.add_row(str(life["seed"]), *shares, str(judge["pairs"]))
+    return table
 
 
 if __name__ == "__main__":

@@ -36,8 +36,9 @@ def functions(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def module(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """As the tour imports it: from the folder that it lies in, beside the others there."""
+    monkeypatch.syspath_prepend(str(TOUR.parent))
     monkeypatch.syspath_prepend(str(TOUR))
-    for name_there in ("reward", "functions"):
+    for name_there in ("reward", "functions", "steps", "tour"):
         monkeypatch.delitem(sys.modules, name_there, raising=False)
     return importlib.import_module(name)
 
@@ -202,6 +203,43 @@ def test_a_text_that_no_edit_can_change_is_given_up(functions: ModuleType) -> No
 def test_recipes_are_of_the_stage_that_they_are_named_after(name: str) -> None:
     recipe = load_recipe(str(TOUR / f"{name}.yaml"))
     assert recipe.stage.removeprefix("rlhf-") == recipe.run.name == name
+
+
+# ---- figures --------------------------------------------------------------------------------------------------
+
+
+def test_figures_and_table_show_by_what_trick_a_body_parses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tour = module("tour", monkeypatch)
+    texts = ["    return x", "    return x", "    return (x", "    y = x\n    return y"]
+    answers = [
+        {"prompt": "def f(x):\n", "text": t, "tokens": n, "finish_reason": end}
+        for t, n, end in zip(texts, (3, 3, 4, 6), ("eos", "eos", "length", "eos"), strict=True)
+    ]
+    rollouts = [{"kl": 0.0, "entropy": 2.5}, {"kl": 1.5, "entropy": 2.0}]
+    (tmp_path / "ppo").mkdir()
+    shutil.copytree(TOUR, tmp_path, dirs_exist_ok=True)
+    write(tmp_path / "ppo/metrics.jsonl", rollouts)
+    write(tmp_path / "prompts-val.jsonl", [{"prompt": row["prompt"]} for row in answers])
+    for name in tour.WRITERS:
+        write(tmp_path / f"{name}.answers.jsonl", answers)
+    (tmp_path / "grpo").symlink_to(tmp_path / "ppo")
+    life = {name: tour.written(tmp_path, name) for name in tour.WRITERS}
+    shares = {"parses": 0.75, "ends": 0.75, "tokens": 4.0, "duplicates": 0.25}
+    assert life["ppo"] == {**shares, "kl": 1.5, "entropy": 2.0}
+    assert life["sft"] == {**shares, "kl": 0.0, "entropy": 2.5}
+    assert life["pretrained"] == {**shares, "kl": None, "entropy": None}
+    judge = {"accuracy": 0.9, "likelihood_accuracy": 1.0, "length_accuracy": 0.5, "pairs": 8}
+    tour.show([{**life, "seed": seed, "reward_model": judge} for seed in (1, 2)], tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("│ ppo" in line and "75.0%" in line and "1.50" in line for line in lines) == 2
+    assert sum("90.0%" in line and "100.0%" in line for line in lines) == 2
+    assert max(map(len, lines)) <= 80
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 # ---- all of it ------------------------------------------------------------------------------------------------
