@@ -194,7 +194,7 @@ def test_a_learned_reward_is_near_the_true_one_and_ppo_reaches_its_optimum(tmp_p
     samples = [Sample([0], r, PROMPT, task.text(r), True) for r in task.responses()]
     learned, true = model(samples).double(), task.rewards()
     weights = task.logprobs(reference).exp()
-    both = torch.stack([learned, true]).cov(aweights=weights)  # on the responses that are compared, as often as they are
+    both = torch.stack([learned, true]).cov(aweights=weights)  # as often as they are compared
     pearson = (both[0, 1] / (both[0, 0] * both[1, 1]).sqrt()).item()
     first, second = weights.multinomial(200_000, True), weights.multinomial(200_000, True)
     kept = first != second
