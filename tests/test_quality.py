@@ -62,12 +62,13 @@ def share_that_stops(run: Path, prompts: list[list[int]]) -> float:
 
 
 def test_a_model_stops_by_itself_after_sft_and_not_before(shared_data: Path, tmp_path: Path) -> None:
-    """Pretrained on WikiText-2 for a few minutes, then taught on GSM8K, whose answers all end within 256 tokens."""
+    """Pretrained on WikiText-2 for a few minutes, then taught on those of GSM8K's answers that 256 tokens hold well:
+    a model that learned from longer ones would be right to go on."""
     import gptcli
     from gptcli.tokenizer.chat_template import encode_chat
 
     text, gsm8k = shared_data / "text/wikitext2/train.txt", shared_data / "sft/gsm8k_train.jsonl"
-    lines = gsm8k.read_text().splitlines(keepends=True)
+    lines = [line for line in gsm8k.read_text().splitlines(keepends=True) if len(json.loads(line)["answer"]) < 300]
     (tmp_path / "train.jsonl").write_text("".join(lines[:-100]))
     (tmp_path / "held-out.jsonl").write_text("".join(lines[-100:]))
     (tmp_path / "base.yaml").write_text(
@@ -79,7 +80,7 @@ def test_a_model_stops_by_itself_after_sft_and_not_before(shared_data: Path, tmp
         "stage: sft\ninit_from: runs/base\n"
         "data: {train: [train.jsonl], val: [held-out.jsonl], columns: {prompt: question, response: answer}}\n"
         "sft: {truncation: skip}\noptim: {lr: 3.0e-3, warmup_steps: 10}\n"
-        "train: {max_steps: 400, global_batch_size: 4, eval_every: 100, eval_rows: 16}\n"
+        "train: {max_steps: 300, global_batch_size: 4, eval_every: 100, eval_rows: 16}\n"
     )
     assert gpt("pretrain", "-r", "base.yaml", "-q", cwd=tmp_path, timeout=HOURS).code == 0
     done = gpt("sft", "-r", "chat.yaml", "--json", "-q", cwd=tmp_path, timeout=HOURS)
