@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 from gptcli.errors import UserError, nearest
 
@@ -66,3 +68,12 @@ def machine_memory() -> int | None:
 def has_cpp_compiler() -> bool:
     """What torch.compile needs for code that runs on a CPU."""
     return bool(os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++"))
+
+
+def cpu_vendor() -> str:
+    """As the CPU calls itself, "AuthenticAMD" for one; empty where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
+    except OSError:
+        return platform.processor().rpartition(" ")[2]  # Windows: "AMD64 Family 25 Model 97, AuthenticAMD"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gptcli.config.schema import ModelConfig
 from gptcli.model.kv_cache import Cache, CacheStep
+from gptcli.model.linear import Linear
 from gptcli.model.positions import alibi_slopes, rotate
 
 
@@ -82,8 +83,8 @@ class Attention(nn.Module):
         self.qk_norm, self.dropout = config.qk_norm, config.dropout
         self.scale = None if config.scale_attention else 1.0
         width = (config.n_head + 2 * config.kv_heads) * config.head_dim  # rows of c_attn: queries, keys, values
-        self.c_attn = nn.Linear(config.n_embd, width, bias=config.has_qkv_bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, width, bias=config.has_qkv_bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(
         self,

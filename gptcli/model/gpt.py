@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gptcli.config.schema import ModelConfig
 from gptcli.model.attention import Attention, Visibility, drop, visibility
 from gptcli.model.kv_cache import Cache, CacheStep
+from gptcli.model.linear import Linear, linear
 from gptcli.model.logprobs import measure_targets, token_logprobs
 from gptcli.model.positions import default_positions, rotary_angles, sinusoids
 from gptcli.randomness import derive
@@ -36,8 +37,8 @@ class MLP(nn.Module):
         super().__init__()
         self.activation, self.dropout = config.activation, config.dropout
         gated = 2 if config.activation == "swiglu" else 1  # rows of c_fc: gate, then up
-        self.c_fc = nn.Linear(config.n_embd, gated * config.inner, bias=config.bias)
-        self.c_proj = nn.Linear(config.inner, config.n_embd, bias=config.bias)
+        self.c_fc = Linear(config.n_embd, gated * config.inner, bias=config.bias)
+        self.c_proj = Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         h = activate(self.c_fc(x), self.activation)
@@ -88,7 +89,7 @@ class GPT(nn.Module):
         self.wse = Embedding(config.n_segment, config.n_embd) if config.n_segment else None
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config) if config.norm_position == "pre" else None
-        self.lm_head = None if config.tie_embeddings else nn.Linear(config.n_embd, config.padded_vocab, bias=False)
+        self.lm_head = None if config.tie_embeddings else Linear(config.n_embd, config.padded_vocab, bias=False)
         self.packed_head: nn.Module | None = None  # see generate/pack.py
         heads = {name: nn.Linear(config.n_embd, width) for name, width in config.scalar_heads.items()}
         self.scalar_heads = nn.ModuleDict(heads)
@@ -157,7 +158,7 @@ class GPT(nn.Module):
         return Output(logits if temperature == 1.0 else logits / temperature, None, None, scalars)
 
     def _head(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.head_weight)
+        return linear(x, self.head_weight)
 
     @property
     def head_weight(self) -> Tensor:

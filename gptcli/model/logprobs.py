@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gptcli.config.memory import LOGITS_CHUNK_BYTES, LOGITS_KEEP_BYTES
+from gptcli.model.linear import product
 
 IGNORE_INDEX = -100
 
@@ -121,9 +122,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
             dz = dz.to(hidden.dtype)
             real_rows = head[: ctx.vocab_size]
             if grad_hidden is not None:
-                grad_hidden[part] = dz @ real_rows
+                grad_hidden[part] = product(dz, real_rows.T)
             if ctx.needs_input_grad[1]:
-                grad_head[: ctx.vocab_size] += dz.T @ hidden[part]
+                grad_head[: ctx.vocab_size] += product(dz.T, hidden[part].T)
         return (
             grad_hidden,
             grad_head.to(head.dtype) if ctx.needs_input_grad[1] else None,
@@ -136,7 +137,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
 
 def _log_softmax(hidden: Tensor, head: Tensor, vocab_size: int, temperature: float) -> Tensor:
     """(rows, vocab_size) in fp32; the padded columns never enter the sum."""
-    logits = (hidden @ head.T)[:, :vocab_size]
+    logits = product(hidden, head)[:, :vocab_size]
     if temperature != 1.0:
         logits = logits / temperature
     return logits.log_softmax(-1, dtype=torch.float32)

@@ -16,6 +16,7 @@ from gptcli.config.schema import LoraBlock, ModelConfig
 from gptcli.errors import UserError, nearest
 from gptcli.model.attention import drop
 from gptcli.model.gpt import GPT
+from gptcli.model.linear import Linear, linear
 from gptcli.randomness import derive
 
 LORA_A, LORA_B = "lora_A", "lora_B"
@@ -23,7 +24,7 @@ NEW_ROWS = "new_rows"
 FRESH = ("scalar_heads.", "wse.")  # what finetuning adds to a model: trained whole
 
 
-class LoRALinear(nn.Linear):
+class LoRALinear(Linear):
     """A linear layer whose own weights are frozen. It begins as the base: B is zero."""
 
     def __init__(self, base: nn.Linear, lora: LoraBlock, seed: int) -> None:
@@ -37,8 +38,8 @@ class LoRALinear(nn.Linear):
         self.lora_B = nn.Parameter(base.weight.new_zeros(base.out_features, lora.rank))
 
     def forward(self, x: Tensor) -> Tensor:
-        low = F.linear(drop(x, self.dropout, self.training), self.lora_A)
-        return super().forward(x) + F.linear(low, self.lora_B) * self.scale
+        low = linear(drop(x, self.dropout, self.training), self.lora_A)
+        return super().forward(x) + linear(low, self.lora_B) * self.scale
 
 
 class GrownEmbedding(nn.Module):
