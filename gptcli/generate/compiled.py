@@ -17,8 +17,8 @@ class CompiledDecode:
     """A forward of one token per row over a whole cache, whose shapes stay, so that torch.compile sees one program.
 
     Keys up to the cache's capacity are read, those that a row has not written masked. Each new size of the cache is
-    compiled anew (seconds), which is why `rounded` sizes are powers of two. On a CPU the weights are part of the
-    program, as they are when it is compiled; on a GPU the step is a CUDA graph.
+    compiled anew (seconds), which is why `rounded` sizes are powers of two. On a CPU the program is called from C++;
+    on a GPU it is a CUDA graph.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -33,9 +33,8 @@ class CompiledDecode:
 
         if self._device.type == "cuda":
             self._step = torch.compile(step, fullgraph=True, dynamic=False, mode="reduce-overhead")
-        else:  # called from C++, with the weights laid out for it: twice as fast here
-            frozen = {"cpp_wrapper": True, "freezing": True}
-            self._step = torch.compile(step, fullgraph=True, dynamic=False, options={**frozen})
+        else:
+            self._step = torch.compile(step, fullgraph=True, dynamic=False, options={"cpp_wrapper": True})
 
     def __call__(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
         """(rows, V): what follows `tokens`, one for each of the cache's first rows."""

@@ -19,7 +19,7 @@ from gptcli.generate.penalties import (
     penalize_generated,
     penalize_repetition,
 )
-from gptcli.generate.sampling import keep_min_p, keep_top_k, keep_top_p, keep_typical
+from gptcli.generate.sampling import keep_min_p, keep_top_k, keep_top_p, keep_typical, top_k
 from gptcli.tokenizer import Tokenizer
 from gptcli.tokenizer.chat_template import end_ids
 
@@ -60,6 +60,19 @@ class Processors:
         logits = self.constrain(logits.float(), history)
         return logits if self.params.temperature == 0.0 else self.warp(logits)
 
+    def candidates(self, logits: Tensor, history: History | None) -> tuple[Tensor, Tensor | None]:
+        """The same for a draw: logits (B, n), and the ids (B, n) that they are of, rising; None: the whole vocabulary.
+
+        After top-k nothing needs to look at all tokens again, which takes longer than a small model's forward.
+        """
+        params = self.params
+        logits = self.constrain(logits.float(), history)
+        if params.temperature == 0.0:
+            return logits, None
+        if params.top_k is not None and params.top_k < logits.shape[-1] and (best := top_k(logits, params.top_k)):
+            return self.narrow(best[0] / params.temperature), best[1]
+        return self.warp(logits), None
+
     def constrain(self, logits: Tensor, history: History | None) -> Tensor:
         params, V = self.params, logits.shape[-1]
         if self.bias is not None:
@@ -88,6 +101,11 @@ class Processors:
             logits = logits / params.temperature
         if params.top_k is not None:
             logits = keep_top_k(logits, params.top_k)
+        return self.narrow(logits)
+
+    def narrow(self, logits: Tensor) -> Tensor:
+        """What follows top-k."""
+        params = self.params
         if params.top_p is not None and params.top_p < 1.0:
             logits = keep_top_p(logits, params.top_p, params.top_p_mode)
         if params.min_p:

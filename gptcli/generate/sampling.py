@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,16 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
         return logits
     threshold = logits.topk(k, dim=-1).values[..., -1:]
     return logits.masked_fill(logits < threshold, -torch.inf)
+
+
+def top_k(logits: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """What keep_top_k keeps: logits (B, k) and their ids (B, k) in rising order of ids. None where a row ties at the
+    end, so that more than k stay."""
+    best, ids = logits.topk(k + 1, dim=-1)
+    if any(last == beyond > -math.inf for last, beyond in best[:, k - 1 :].tolist()):
+        return None
+    ids, order = ids[:, :k].sort(dim=-1)
+    return best.gather(-1, order), ids
 
 
 def keep_top_p(logits: Tensor, p: float, mode: str = "hf") -> Tensor:

@@ -292,10 +292,12 @@ class Scheduler:
         history = self._history(rows) if processors.needs_history else None
         if processors.grammar is not None:
             logits = keep_allowed(logits, [row.constraint for row in rows if row.constraint is not None])
-        processed = processors(logits, history)
+        candidates, ids = processors.candidates(logits, history)
         streams, positions = [row.request.stream for row in rows], [row.new for row in rows]
         seeds = [row.request.params.seed for row in rows]
-        picked = choose(processed, processors.params.temperature, seeds, streams, positions)
+        picked = choose(candidates, processors.params.temperature, seeds, streams, positions)
+        if ids is not None:
+            picked = ids.gather(1, picked[:, None])[:, 0]
         if history is not None:
             history.append(picked)
         return picked.tolist()

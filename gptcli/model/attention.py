@@ -107,15 +107,32 @@ class Attention(nn.Module):
         mask = see.banded if self.banded else see.dense
         if mask is not None and mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            is_causal=see.is_causal and mask is None,
-            dropout_p=self.dropout if self.training else 0.0,
-            scale=self.scale,
-            enable_gqa=self.kv_heads != self.n_head,
-        )
+        if T == 1 and q.device.type == "cpu" and torch.compiler.is_compiling() and not torch.is_grad_enabled():
+            y = attend_once(q, k, v, mask, self.head_dim**-0.5 if self.scale is None else self.scale)
+        else:
+            y = F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=see.is_causal and mask is None,
+                dropout_p=self.dropout if self.training else 0.0,
+                scale=self.scale,
+                enable_gqa=self.kv_heads != self.n_head,
+            )
         y = y.transpose(1, 2).reshape(B, T, C).to(qkv.dtype)
         return drop(self.c_proj(y), self.dropout, self.training)
+
+
+def attend_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Attention of one query a row, q (B, H, 1, D), in sums that torch.compile makes one loop of with what stands
+    around them; (B, H, 1, D)."""
+    B, H, _, D = q.shape
+    q = (q * scale).view(B, k.shape[1], -1, 1, D)  # (B, kv heads, heads that share them, 1, D)
+    scores = (q * k[:, :, None]).sum(-1)  # (B, kv heads, sharing, S)
+    if mask is not None and mask.dtype == torch.bool:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    elif mask is not None:
+        scores = scores + mask.view(-1, *scores.shape[1:])
+    y = (scores.softmax(-1)[..., None] * v[:, :, None]).sum(-2)
+    return y.view(B, H, 1, D)

@@ -160,8 +160,10 @@ class FixedSlots:
         return CacheStep(self.slots, [], 0, self.capacity, False, None)
 
     def update(self, layer: int, k: Tensor, v: Tensor, step: CacheStep) -> tuple[Tensor, Tensor]:
+        rows = torch.arange(k.shape[0], device=k.device)
         for stored, new in ((self.k[layer], k), (self.v[layer], v)):
-            stored.scatter_(2, step.slots[:, None, :, None].expand_as(new), new.to(stored.dtype))
+            # as an index, which torch.compile writes in place; a scatter copies the whole cache
+            stored[rows, :, step.slots[:, 0]] = new[:, :, 0].to(stored.dtype)
         return self.k[layer][:, :, : self.capacity], self.v[layer][:, :, : self.capacity]
 
     def advance(self, step: CacheStep) -> None:

@@ -33,6 +33,9 @@ class Linear(nn.Linear):
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., K) times weight (N, K) transposed, plus bias (N,)."""
+    if torch.compiler.is_compiling() and _one_row(x):
+        y = (weight * x.flatten()).sum(-1).view(*x.shape[:-1], -1)  # compiled into one loop with what stands around it
+        return y if bias is None else y + bias
     if not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
@@ -53,6 +56,10 @@ def _by_onednn(x: Tensor, weight: Tensor) -> bool:
         and x.numel() * weight.shape[0] >= WORTH
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _one_row(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.numel() == x.shape[-1] and not torch.is_grad_enabled()
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from gptcli.config.schema import SamplingParams
 from gptcli.generate import sampling
 from gptcli.generate.processors import Processors
-from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, largest
+from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, largest, top_k
 
 
 def logits_of(*probs: float) -> torch.Tensor:
@@ -120,13 +120,41 @@ def most_typical(k: int) -> list[float]:
 def test_draws_follow_the_exact_distribution(options: dict, expected: list[float]) -> None:
     """Pearson's chi-square over 20,000 draws at its 99.9% point, and nothing that has no probability."""
     n, params = 20_000, SamplingParams(**options)
-    logits = Processors(params, len(PROBS))(logits_of(*PROBS), None)
+    logits, ids = Processors(params, len(PROBS)).candidates(logits_of(*PROBS), None)
     drawn = choose(logits.expand(n, -1), params.temperature, [7] * n, range(n), [0] * n)
+    drawn = drawn if ids is None else ids[0, drawn]
     counts = torch.bincount(drawn, minlength=len(PROBS))
     wanted = [n * p / sum(expected) for p in expected]
     assert all(count == 0 for count, w in zip(counts.tolist(), wanted, strict=True) if w == 0)
     terms = [(count - w) ** 2 / w for count, w in zip(counts.tolist(), wanted, strict=True) if w > 0]
     assert sum(terms) < CHI_SQUARE_999[len(terms) - 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"top_p": 0.6}, {"min_p": 0.2}, {"typical_p": 0.5}, {"temperature": 0.5, "top_p": 0.9}],
+    ids=str,
+)
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_draw_after_top_k_is_the_one_among_all(options: dict, tied: bool) -> None:
+    params = SamplingParams(top_k=20, **options)
+    logits = torch.randn(500, 300, generator=torch.Generator().manual_seed(1)) * 2
+    if tied:  # the 20th and the 21st
+        logits.scatter_(1, logits.topk(21).indices[:, 20:], logits.topk(21).values[:, 19:20])
+    logits[:, 280:] = -torch.inf
+    process, where = Processors(params, 300), ([7] * 500, range(500), [3] * 500)
+    some, ids = process.candidates(logits, None)
+    assert (ids is None) == tied
+    drawn = choose(some, params.temperature, *where)
+    drawn = drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]
+    assert torch.equal(drawn, choose(process(logits, None), params.temperature, *where))
+
+
+def test_fewer_allowed_tokens_than_top_k_are_no_tie() -> None:
+    logits = logits_of(0.6, 0.0, 0.4, 0.0)
+    best = top_k(logits, 3)
+    assert best is not None
+    assert best[0][best[0] > -torch.inf].tolist() == logits[0, [0, 2]].tolist()
 
 
 def test_a_token_of_no_probability_is_never_drawn() -> None:
