@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,9 @@ def serve(
 
     gpt serve --port 8000
     """
+    # The model's threads would spin for the core that the requests' thread needs, and the reverse: where both cores
+    # of two were spinning, nothing was answered any more. Read by OpenMP when torch is imported.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
         from gptcli.serve.app import create_app
         from gptcli.serve.run import listen, serve

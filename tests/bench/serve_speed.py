@@ -10,6 +10,8 @@ import tempfile
 import time
 from pathlib import Path
 
+import torch
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY))
 
@@ -38,7 +40,11 @@ def main() -> None:
 def race(name: str, clients: int, tokens: int, rounds: int) -> None:
     engine = make_engine(**SHAPES[name])
     rates: dict[str, list[float]] = {"offline": [], "served": []}
-    with tempfile.TemporaryDirectory() as folder, gpt_serve("-c", save_engine(engine, Path(folder) / "m")) as (port, _):
+    threads = str(torch.get_num_threads())
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        gpt_serve("-c", save_engine(engine, Path(folder) / "m"), OMP_NUM_THREADS=threads) as (port, _),
+    ):
         for round_ in range(rounds + 1):
             start = time.perf_counter()
             expected = offline(engine, clients, tokens)
