@@ -185,11 +185,11 @@ class Scheduler:
 
     # ---- reading -------------------------------------------------------------------------------------------
 
-    def _unread(self, i: int) -> list[int]:
-        """The ids of a row's view that are not in the cache yet."""
+    def _unread(self, i: int) -> int:
+        """How many of a row's last ids are not in the cache yet."""
         assert self._cache is not None
-        ids = self._rows[i].ids
-        return ids[window_start(len(ids), self.limit) + self._cache.length(i) :]
+        length = len(self._rows[i].ids)
+        return length - window_start(length, self.limit) - self._cache.length(i)
 
     def _segments(self) -> Iterator[tuple[int, int]]:
         """Places [start, stop) of rows to read in one forward: those with one new token together, prompts in
@@ -198,13 +198,13 @@ class Scheduler:
         for i, row in enumerate(self._rows):
             if window_start(len(row.ids), self.limit) != window_start(len(row.ids) - 1, self.limit):
                 self._cache.set_length(i, 0)  # the view has slid
-        if all(len(self._unread(i)) == 1 for i in range(len(self._rows))):
+        if all(self._unread(i) == 1 for i in range(len(self._rows))):
             yield 0, len(self._rows)
             return
         beginnings: dict[tuple[int, ...], int] = {}
         start, widest = 0, 0
         for i in range(len(self._rows)):
-            fresh, alike = len(self._unread(i)), self._alike(i, beginnings)
+            fresh, alike = self._unread(i), self._alike(i, beginnings)
             if i > start and (
                 (fresh == 1) != (widest == 1)
                 or (fresh > 1 and max(widest, fresh) * (i + 1 - start) > PREFILL_TOKENS)
@@ -241,7 +241,7 @@ class Scheduler:
         assert self._cache is not None
         whole = (start, stop) == (0, self._cache.batch)
         cache = self._cache if whole else self._cache.rows(start, stop)
-        fresh = [self._unread(i) for i in range(start, stop)]
+        fresh = [self._rows[i].ids[-self._unread(i) :] for i in range(start, stop)]
         width = max(map(len, fresh))
         if self._decode is not None and width == 1 and stop - start == len(self._rows):
             return self._decode([ids[0] for ids in fresh], self._cache)

@@ -9,12 +9,16 @@ the bytes of the weights over the bandwidth at which memory is read.
 from __future__ import annotations
 
 import argparse
-import copy
+import contextlib
+import importlib.util
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +29,7 @@ from gptcli.exchange.transfer import export_hugging_face
 from gptcli.generate import Engine
 from gptcli.generate.pack import pack
 from gptcli.model import GPT
-from gptcli.modeldir import save_model
+from gptcli.modeldir import load_model, open_model_dir, save_model
 
 SHAPES = {
     "124m": {"n_layer": 12, "n_head": 12, "n_embd": 768, "context_length": 1024, "vocab_size": 50257},
@@ -41,53 +45,63 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", default="")
     options = parser.parse_args()
+    names = [name for name in RACERS if not options.only or name in options.only.split(",")]
     with tempfile.TemporaryDirectory() as folder:
-        racers = make_racers(options.shape, Path(folder), set(filter(None, options.only.split(","))))
-        print(json.dumps({"threads": torch.get_num_threads(), **limits(options.shape)}))
-        for batch in options.batch:
-            print(json.dumps(race(racers, batch, options.rounds)), flush=True)
+        write_model(options.shape, Path(folder))
+        print(json.dumps({"threads": torch.get_num_threads(), **limits(options.shape)}), flush=True)
+        with contextlib.ExitStack() as stack:
+            racers = {name: stack.enter_context(racing(name, Path(folder))) for name in names}
+            for batch in options.batch:
+                print(json.dumps(race(racers, batch, options.rounds)), flush=True)
 
 
-def race(racers: dict[str, Callable[[int], None]], batch: int, rounds: int) -> dict[str, Any]:
-    """Tokens per second, the median of interleaved rounds, and each over transformers'."""
+def race(racers: dict[str, Connection], batch: int, rounds: int) -> dict[str, Any]:
+    """Tokens per second, the median of interleaved rounds, and each over the first peer that is there."""
     seconds: dict[str, list[float]] = {name: [] for name in racers}
-    for name in racers:
-        racers[name](batch)  # warm up
-    for _ in range(rounds):
-        for name, run in racers.items():
-            started = time.perf_counter()
-            run(batch)
-            seconds[name].append(time.perf_counter() - started)
+    for number in range(rounds + 1):
+        for name, racer in racers.items():
+            time.sleep(0.3)  # until the threads of the one before have stopped waiting for more work
+            racer.send(batch)
+            took = racer.recv()
+            if number:  # the first warms up
+                seconds[name].append(took)
     rate = {name: batch * NEW / statistics.median(times) for name, times in seconds.items()}
-    ratios = {name: round(r / rate["transformers"], 2) for name, r in rate.items() if "transformers" in rate}
-    return {"batch": batch, "tokens_per_second": {n: round(r, 1) for n, r in rate.items()}, "over_transformers": ratios}
+    ratios = {
+        f"over {peer}": {name: round(r / rate[peer], 2) for name, r in rate.items() if name.startswith("ours")}
+        for peer in rate
+        if not peer.startswith("ours")
+    }
+    return {"batch": batch, "tokens_per_second": {n: round(r, 1) for n, r in rate.items()}, **ratios}
 
 
-def make_racers(shape: str, folder: Path, only: set[str]) -> dict[str, Callable[[int], None]]:
+@contextlib.contextmanager
+def racing(name: str, folder: Path) -> Iterator[Connection]:
+    """A process of its own for each: idle threads of one library would spin beside the next one's work."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=run_racer, args=(name, folder, there), daemon=True)
+    process.start()
+    try:
+        yield here
+    finally:
+        process.kill()
+
+
+def run_racer(name: str, folder: Path, orders: Connection) -> None:
+    run = RACERS[name](folder)
+    while True:
+        batch = orders.recv()
+        started = time.perf_counter()
+        run(batch)
+        orders.send(time.perf_counter() - started)
+
+
+def write_model(shape: str, folder: Path) -> None:
     model = GPT(ModelConfig(**SHAPES[shape], vocab_pad_multiple=1))  # type: ignore[arg-type]
     model.init_weights(0)
-    model.eval()
     (folder / "ours").mkdir()
     save_model(folder / "ours", model.config, dict(model.named_parameters()), None)
     export_hugging_face(folder / "ours", folder / "hf", dtype=None, check_logits=False)
-    makers = {
-        "ours fp32": lambda: ours(pack(copy.deepcopy(model))),
-        "ours int8": lambda: ours(pack(copy.deepcopy(model), int8=True)),
-        "ours unpacked": lambda: ours(model),
-        "ours compiled": lambda: ours(copy.deepcopy(model), compile=True),
-        "transformers": lambda: transformers_racer(folder / "hf"),
-        "ctranslate2 fp32": lambda: ctranslate2_racer(folder, "float32"),
-        "ctranslate2 int8": lambda: ctranslate2_racer(folder, "int8"),
-    }
-    racers = {}
-    for name, make in makers.items():
-        if only and name not in only:
-            continue
-        try:
-            racers[name] = make()
-        except ImportError as error:
-            print(f"{name}: not raced ({error})")
-    return racers
 
 
 def prompts(batch: int, vocab: int) -> list[list[int]]:
@@ -95,9 +109,12 @@ def prompts(batch: int, vocab: int) -> list[list[int]]:
     return torch.randint(0, min(vocab, 2000), (batch, PROMPT), generator=generator).tolist()
 
 
-def ours(model: GPT, *, compile: bool = False) -> Callable[[int], None]:
+def ours(folder: Path, *, form: str = "") -> Callable[[int], None]:
+    model = load_model(open_model_dir(folder / "ours")).eval()
+    if form in ("fp32", "int8"):
+        pack(model, int8=form == "int8")
     params, engine = SamplingParams(max_new_tokens=NEW, top_k=TOP_K, ignore_eos=True), Engine(model)
-    if compile:
+    if form == "compiled":
         engine.compile()
 
     def run(batch: int) -> None:
@@ -196,6 +213,19 @@ def convert_for_ctranslate2(source: Path, out: Path, kind: str, vocabulary: list
     spec.optimize(quantization=None if kind == "float32" else kind)
     out.mkdir()
     spec.save(str(out))
+
+
+RACERS: dict[str, Callable[[Path], Callable[[int], None]]] = {
+    "ours fp32": partial(ours, form="fp32"),
+    "ours int8": partial(ours, form="int8"),
+    "ours unpacked": ours,
+    "ours compiled": partial(ours, form="compiled"),
+    "transformers": lambda folder: transformers_racer(folder / "hf"),
+    "ctranslate2 fp32": partial(ctranslate2_racer, kind="float32"),
+    "ctranslate2 int8": partial(ctranslate2_racer, kind="int8"),
+}
+if importlib.util.find_spec("ctranslate2") is None:
+    RACERS = {name: make for name, make in RACERS.items() if not name.startswith("ctranslate2")}
 
 
 def limits(shape: str) -> dict[str, float]:
