@@ -153,7 +153,7 @@ def writers_table(lives: list[dict[str, Any]], count: int) -> Table:
 
 def judges_table(lives: list[dict[str, Any]]) -> Table:
     table = Table(title="\nWhich of two bodies is real, and which has one token edited? Right on held-out pairs:")
-    for column in ("seed", "reward model", "likelier for the pretrained", "longer", "pairs"):
+    for column in ("seed", "reward model", "likelier for the pretrained", "by length", "pairs"):
         table.add_column(column, justify="right")
     for life in lives:
         judge = life["reward_model"]

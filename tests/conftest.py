@@ -86,33 +86,39 @@ train: {{max_steps: {steps}, global_batch_size: 8, log_every: 1, eval_every: 10,
 
 @dataclass(frozen=True)
 class Tiny:
-    """A recipe that trains in a second, and the folder it runs in."""
+    """A recipe that trains in a second, and the folder it runs in; `name` is that of its run."""
 
     folder: Path
     recipe: Path
+    stage: str = "pretrain"
+    name: str = "tiny"
 
     @property
     def run_dir(self) -> Path:
-        return self.folder / "runs" / "tiny"
+        return self.folder / "runs" / self.name
 
     def train(self, *overrides: str, **options: Any) -> dict[str, Any]:
-        """Run the real stage in this process; options go to it (resume=...)."""
+        """Run the real stage in this process; options go to it (resume=..., console=...)."""
         from gptcli.config.load import load_recipe
         from gptcli.dist.runtime import Runtime
         from gptcli.stages.console import RunConsole
         from gptcli.stages.job import run_stage
 
-        recipe = load_recipe(str(self.recipe), overrides, stage="pretrain")
-        return run_stage(recipe, Runtime(), RunConsole(quiet=True), **options)
+        recipe = load_recipe(str(self.recipe), overrides, stage=self.stage)
+        return run_stage(recipe, Runtime(), options.pop("console", RunConsole(quiet=True)), **options)
 
-    def weights(self, run: str = "tiny") -> dict[str, torch.Tensor]:
+    def latest(self, run: str | None = None) -> Path:
+        return self.folder / "runs" / (run or self.name) / "latest"
+
+    def weights(self, run: str | None = None) -> dict[str, torch.Tensor]:
+        """The model's, or the adapter's alone."""
         from safetensors.torch import load_file
 
-        return load_file(self.folder / "runs" / run / "latest" / "model.safetensors")
+        return {name: t for file in self.latest(run).glob("*.safetensors") for name, t in load_file(file).items()}
 
-    def metrics(self, run: str = "tiny") -> list[dict[str, Any]]:
+    def metrics(self, run: str | None = None) -> list[dict[str, Any]]:
         """Rows of metrics.jsonl without what a clock decides."""
-        lines = (self.folder / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        lines = (self.latest(run).parent / "metrics.jsonl").read_text().splitlines()
         timed = ("tokens_per_second", "mfu")
         return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 

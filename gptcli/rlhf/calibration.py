@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gptcli.rlhf.comparisons import pair_tensors
-from gptcli.rlhf.preferences import Comparison, length_accuracy
+from gptcli.rlhf.preferences import Comparison
 from gptcli.train.objectives.reward import agreement, pair_loss
 
 BINS = 10
@@ -24,7 +24,6 @@ def judge_scores(scores: Tensor, comparisons: Sequence[Comparison]) -> dict[str,
         "val_loss": ((pair_loss(delta, p) * share).sum() / total).item(),
         "val_accuracy": ((agreement(delta, p) * share).sum() / total).item(),
         "val_calibration_error": calibration_error(delta.sigmoid(), p),
-        "val_length_accuracy": length_accuracy(comparisons),
     }
 
 

@@ -160,11 +160,11 @@ def encode_preference(
 
 
 def length_accuracy(comparisons: Sequence[Comparison]) -> float:
-    """The share of pairs that "the longer one" gets right, ties as half: what a reward must beat."""
-    hits = []
+    """The share of pairs that "the longer one" gets right, ties as half, each comparison counted once."""
+    right = 0.0
     for c in comparisons:
         for pair in c.pairs:
             longer = len(c.responses[pair.better]) - len(c.responses[pair.worse])
             agrees = 0.5 if longer == 0 else float(longer > 0)
-            hits.append(pair.p * agrees + (1 - pair.p) * (1 - agrees))
-    return sum(hits) / max(1, len(hits))
+            right += (pair.p * agrees + (1 - pair.p) * (1 - agrees)) / len(c.pairs)
+    return right / max(1, len(comparisons))

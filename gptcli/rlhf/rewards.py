@@ -84,15 +84,18 @@ def last_scores(model: Callable[..., Any], tokens: Tensor, attention_mask: Tenso
 
 @torch.no_grad()
 def score_rows(model: GPT, rows: Sequence[Sequence[int]], *, dtype: torch.dtype = torch.float32) -> Tensor:
-    """(len(rows),) scores of whole rows of ids, on the CPU. Padding stands behind, where nothing looks at it."""
-    device, out = model.wte.weight.device, []
-    for i in range(0, len(rows), SCORING_ROWS):
-        part = rows[i : i + SCORING_ROWS]
+    """(len(rows),) scores of whole rows of ids, on the CPU. Padding stands behind, where nothing looks at it; rows of
+    like length go together, so that there is little of it."""
+    device, out = model.wte.weight.device, torch.zeros(len(rows))
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for first in range(0, len(rows), SCORING_ROWS):
+        places = order[first : first + SCORING_ROWS]
+        part = [rows[i] for i in places]
         tokens, mask = pad_rows(part).to(device), pad_rows([[1] * len(row) for row in part]).bool().to(device)
         with autocast(device, dtype):
             scalars = model(tokens, last_only=True).scalars[HEAD][..., 0]
-        out.append(scalars.float().gather(1, last_index(mask)[:, None])[:, 0].cpu())
-    return torch.cat(out) if out else torch.zeros(0)
+        out[places] = scalars.float().gather(1, last_index(mask)[:, None])[:, 0].cpu()
+    return out
 
 
 class RewardModel:

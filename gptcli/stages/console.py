@@ -59,7 +59,7 @@ def describe_row(row: dict[str, Any]) -> str:
         parts.append(f"held out: score {row['val_score']:.3f}  KL {row['val_kl']:.3f}{reward}")
     elif "val_loss" in row:
         parts.append(f"held out {row['val_loss']:.4f}")
-        shown = ("val_accuracy", "val_f1", "val_matthews", "val_pearson", "val_spearman")
+        shown = ("val_accuracy", "val_length_accuracy", "val_f1", "val_matthews", "val_pearson", "val_spearman")
         parts += [f"{name.removeprefix('val_')} {row[name]:.4f}" for name in shown if name in row]
     if "score" in row:
         parts.append(f"score {row['score']:.3f}  KL {row['kl']:.3f}")

@@ -15,7 +15,7 @@ from gptcli.generate import Engine
 from gptcli.model import GPT
 from gptcli.modeldir import load_model
 from gptcli.rlhf.comparisons import Collate, ComparisonSource, batches, responses_alone
-from gptcli.rlhf.preferences import Comparison, length_accuracy
+from gptcli.rlhf.preferences import Comparison
 from gptcli.rlhf.reference import judge
 from gptcli.stages.frozen import fingerprint, policy
 from gptcli.stages.job import Job
@@ -36,11 +36,11 @@ def run(job: Job[DPORecipe]) -> dict[str, Any]:
     objective = DPO(block.beta, block.loss, block.label_smoothing, block.per_token)
     mine = data.held_out[runtime.dp_rank :: runtime.dp_size]
     held_out = batches(mine, collate, plan.micro_batch_size)
-    baseline = length_accuracy(data.held_out)
+    baseline = data.length_baseline()
 
     def measure(step: int) -> dict[str, Any]:
         figures = evaluate_all(model, held_out, objective, runtime, dtype=job.dtype)
-        return {**{f"val_{name}": value for name, value in figures.items()}, "val_length_accuracy": baseline}
+        return {**{f"val_{name}": value for name, value in figures.items()}, **baseline}
 
     return started.train(
         plan,

@@ -23,6 +23,16 @@ class Preferences:
         """Responses of the comparison that has the most."""
         return max(len(c.responses) for c in self.train + self.held_out)
 
+    @property
+    def longer_wins(self) -> bool:
+        return length_accuracy(self.train) >= 0.5
+
+    def length_baseline(self) -> dict[str, float]:
+        """What a reward must beat on the held-out: length alone, in the direction that train prefers. Of people's
+        choices it can be the shorter answer, and a baseline below chance would flatter every reward."""
+        longer = length_accuracy(self.held_out)
+        return {"val_length_accuracy": longer if self.longer_wins else 1 - longer}
+
 
 def read_preferences(recipe: Recipe, engine: Engine, say: Callable[[str], None]) -> Preferences:
     """Raises UserError, file and line, for a bad line, unless data.skip_bad leaves it out."""
@@ -39,9 +49,10 @@ def read_preferences(recipe: Recipe, engine: Engine, say: Callable[[str], None])
     if tied := len(examples.train) + len(examples.val) - len(train) - len(held_out):
         say(f"{tied:,} comparisons whose answers are all tied are passed over: they prefer nothing")
     found = Preferences(train, held_out)
+    longer = length_accuracy(found.train)
     say(
-        f"{len(found.train):,} comparisons and {len(found.held_out):,} held out; the longer answer is the better one "
-        f"in {length_accuracy(found.train):.0%}"
+        f"{len(found.train):,} comparisons and {len(found.held_out):,} held out; the "
+        f"{'longer' if found.longer_wins else 'shorter'} answer is the better one in {max(longer, 1 - longer):.0%}"
     )
     return found
 

@@ -45,13 +45,14 @@ def run(job: Job[RewardRecipe]) -> dict[str, Any]:
         if started.resumed is None and HEAD not in config.scalar_heads:
             fold(Normalization.of(score_rows(model, samples, dtype=job.dtype)), model)
     plan = started.plan(texts_per_row=data.most)
+    baseline = data.length_baseline()
 
     def measure(step: int) -> dict[str, Any]:
         scores = shared_scores(model, data.held_out, runtime, job.dtype)
         if runtime.is_main:
             text = json.dumps(histogram(scores, data.held_out), indent=2)
             publish_text(job.run_dir / "scores.json", text + "\n")
-        return judge_scores(scores, data.held_out)
+        return {**judge_scores(scores, data.held_out), **baseline}
 
     def beside(checkpoint: Path) -> None:
         if samples:

@@ -21,6 +21,7 @@ from gptcli.rlhf.preferences import (
     parse_preference,
     split_transcripts,
 )
+from gptcli.stages.preferences import Preferences
 from gptcli.tokenizer.build import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -127,4 +128,13 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_response_is_refused() -> N
 def test_the_baseline_that_takes_the_longer_one() -> None:
     lengths = Comparison([1], [[1, 2, 3], [1], [2]], [Pair(0, 1), Pair(2, 0), Pair(1, 2, p=0.9)])
     assert length_accuracy([lengths]) == pytest.approx((1 + 0 + 0.5) / 3)
-    assert length_accuracy([Comparison([1], [[1, 2], [1]], [Pair(0, 1, p=0.7)])]) == pytest.approx(0.7)
+    soft = Comparison([1], [[1, 2], [1]], [Pair(0, 1, p=0.7)])
+    assert length_accuracy([soft]) == pytest.approx(0.7)
+    assert length_accuracy([lengths, soft]) == pytest.approx((0.5 + 0.7) / 2)  # as an accuracy counts them
+
+
+def test_the_baseline_by_length_takes_the_direction_of_train() -> None:
+    long, short = (Comparison([1], [[1, 2], [1]], [Pair(*better)]) for better in ((0, 1), (1, 0)))
+    held_out = [short, short, short, long]
+    assert Preferences([long], held_out).length_baseline() == {"val_length_accuracy": 0.25}
+    assert Preferences([short], held_out).length_baseline() == {"val_length_accuracy": 0.75}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +144,28 @@ def test_what_ppo_logs(world: World) -> None:
     assert summary["score"] == rows(world)[-1]["score"]
 
 
-def test_a_reward_model_by_its_held_out_figures_is_told_beside_the_length(world: World) -> None:
+@pytest.mark.parametrize("stage", ["rlhf-reward", "rlhf-dpo"])
+def test_held_out_figures_are_told_beside_what_length_alone_gets(
+    world: World, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The shorter answer is the better one, and so a baseline that took the longer one would be right in none."""
+    lines = [{"prompt": "a", "chosen": "b", "rejected": "b" * n} for n in (2, 3) for _ in range(12)]
+    (world.folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    made = tree(world, stage)
+    made["data"] |= {"val_fraction": 0.25, "split": "tail"}
+    recipe = build_recipe(made, where="test", stage=stage)
+    summary = run_stage(recipe, Runtime(), RunConsole())
+    assert {"val_loss", "val_accuracy"} <= summary.keys()
+    assert summary["val_length_accuracy"] == 1
+    said = capsys.readouterr().err
+    assert "the shorter answer is the better one in 100%" in said
+    assert re.search(r"held out \d\.\d+  accuracy \d\.\d+  length_accuracy 1\.0000", said)
+
+
+def test_a_reward_model_tells_its_calibration(world: World) -> None:
     made = tree(world, "rlhf-reward")
     made["data"]["val_fraction"] = 0.3
-    summary = train(made)
-    assert {"val_loss", "val_accuracy", "val_calibration_error", "val_length_accuracy"} <= summary.keys()
+    assert 0 <= train(made)["val_calibration_error"] <= 0.5
     histogram = json.loads((world.folder / "run" / "scores.json").read_text())
     assert len(histogram["edges"]) == len(histogram["better"]) + 1
 

@@ -11,7 +11,7 @@ import torch
 from gptcli.config.schema import ModelConfig
 from gptcli.contracts import Batch
 from gptcli.model import GPT
-from gptcli.rlhf.comparisons import responses_alone, whole_rows
+from gptcli.rlhf.comparisons import batches, responses_alone, whole_rows
 from gptcli.rlhf.preferences import Comparison, Pair
 from gptcli.train.objectives.dpo import DPO, preference_loss
 from gptcli.train.objectives.reward import BradleyTerry, pair_loss
@@ -127,6 +127,14 @@ def test_end_of_text_is_learned() -> None:
 
 
 # ---- batches --------------------------------------------------------------------------------------------------
+
+
+def test_comparisons_of_like_length_share_a_batch() -> None:
+    lengths = (3, 14, 4, 13)
+    mixed = [Comparison([1] * n, [[8], [2, 8]], [Pair(0, 1)]) for n in lengths]
+    made = batches(mixed, whole_rows, 2)
+    assert [batch["tokens"].shape[1] for batch in made] == [6, 16]
+    assert sum(batch.tokens for batch in made) == whole_rows(mixed).tokens
 
 
 @pytest.mark.parametrize("objective", [BradleyTerry(), DPO(beta=0.3), DPO(beta=0.3, loss="ipo", per_token=True)])

@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
-import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,82 +11,15 @@ import torch
 from gptcli import files
 from gptcli.errors import GptError, UserError
 from tests.conftest import Tiny, gpt, make_tiny
-
-STEPS = 240
-
-
-def start(tiny: Tiny, *arguments: str, **popen: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "gptcli", "pretrain", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=tiny.folder,
-        **popen,
-    )
+from tests.kill import kill_and_resume, rows, start, wait_for
 
 
-def first_or_resumed(tiny: Tiny) -> list[str]:
-    return ["--resume", "runs/tiny"] if (tiny.run_dir / "latest").exists() else ["-r", str(tiny.recipe)]
-
-
-def wait_for(condition, process: subprocess.Popen, seconds: float = 60) -> bool:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and process.poll() is None:
-        if condition():
-            return True
-        time.sleep(0.002)
-    return False
-
-
-def assert_same_run(tiny: Tiny, expected: Tiny) -> None:
-    assert tiny.metrics() == expected.metrics()
-    ours, theirs = tiny.weights(), expected.weights()
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-
-
-def kill_and_resume(tmp_path: Path, kills: int, *overrides: str) -> None:
-    """Kill -9 at random steps, every third time in the middle of a save, then compare with a run left alone."""
-    expected = make_tiny(tmp_path / "left-alone", steps=STEPS, dropout=0.1)
-    expected.train(*overrides)
-    tiny, draw = make_tiny(tmp_path / "killed", steps=STEPS, dropout=0.1), random.Random(0)
-    killed_while_saving = 0
-    for number in range(kills):
-        sets = [part for o in overrides for part in ("-s", o)] if not (tiny.run_dir / "latest").exists() else []
-        if not (tiny.run_dir / "latest").exists():
-            shutil.rmtree(tiny.run_dir, ignore_errors=True)
-        process = start(tiny, *first_or_resumed(tiny), *sets)
-        seen = len(rows(tiny))
-        if number % 3 == 2:
-            wait_for(lambda: any(tiny.run_dir.glob(".step-*.tmp")), process)
-            killed_while_saving += 1
-        else:
-            wanted = seen + draw.randint(1, STEPS // kills)
-            wait_for(lambda wanted=wanted: len(rows(tiny)) >= wanted, process)
-        process.kill()
-        process.communicate()
-    assert killed_while_saving == kills // 3
-    done = gpt("pretrain", *first_or_resumed(tiny), cwd=tiny.folder)
-    assert done.code == 0, done.err
-    assert_same_run(tiny, expected)
-    assert not list(tiny.run_dir.glob(".step-*"))
-
-
-def rows(tiny: Tiny) -> list[str]:
-    file = tiny.run_dir / "metrics.jsonl"
-    return file.read_text().splitlines() if file.exists() else []
-
-
-@pytest.fixture(autouse=True)
-def _folders(tmp_path: Path) -> None:
-    for name in ("left-alone", "killed"):
-        (tmp_path / name).mkdir()
+def make(folder: Path) -> Tiny:
+    return make_tiny(folder, steps=240, dropout=0.1)
 
 
 def test_killed_three_times_and_resumed_equals_left_alone(tmp_path: Path) -> None:
-    kill_and_resume(tmp_path, 3)
+    kill_and_resume(make, tmp_path, 3)
 
 
 @pytest.mark.slow
@@ -101,7 +28,7 @@ def test_killed_three_times_and_resumed_equals_left_alone(tmp_path: Path) -> Non
     [(), ("optim.name=muon", "train.micro_batch_size=3", "train.global_batch_size=9", "train.save_every=7")],
 )
 def test_killed_ten_times_and_resumed_equals_left_alone(tmp_path: Path, overrides: tuple[str, ...]) -> None:
-    kill_and_resume(tmp_path, 10, *overrides)
+    kill_and_resume(make, tmp_path, 10, *overrides)
 
 
 @pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
