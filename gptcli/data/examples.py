@@ -45,7 +45,8 @@ class ExampleReader(Generic[T]):
     """Reads the objects of `specs` (files, folders, globs, -, hf:NAME) and parses each.
 
     `parse` raises UserError with a reason alone; the reader puts file and line before it. `columns` says which of
-    the file's columns to take for a name of ours. With skip_bad a bad object is noted in `skipped`, else it raises.
+    the file's columns to take for a name of ours. With skip_bad a bad object is noted in `skipped`, else it raises,
+    `advice` saying last what its user can do.
     """
 
     specs: list[str]
@@ -53,6 +54,7 @@ class ExampleReader(Generic[T]):
     columns: Mapping[str, str] = field(default_factory=dict)
     skip_bad: bool = False
     skipped: list[str] = field(default_factory=list)
+    advice: str = ""
 
     def __iter__(self) -> Iterator[Example[T]]:
         for spec in self.specs:
@@ -67,7 +69,7 @@ class ExampleReader(Generic[T]):
 
     def bad(self, error: UserError) -> None:
         if not self.skip_bad:
-            raise error
+            raise UserError(f"{error}{self.advice}")
         self.skipped.append(str(error))
 
     def _renamed(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -101,10 +103,11 @@ def open_examples(data: DataBlock, parse: Callable[[dict[str, Any]], T]) -> Exam
         raise UserError("data.path, data.mixture: hold tokens; this verb reads examples: data.train, or data.source")
     if not (data.source or data.train):
         raise UserError("data: nothing to train on; set data.train (and data.val), or data.source")
-    reader = ExampleReader(data.source or data.train, parse, data.columns, data.skip_bad)
+    advice = " (-s data.skip_bad=true leaves such lines out)"
+    reader = ExampleReader(data.source or data.train, parse, data.columns, data.skip_bad, advice=advice)
     examples = list(reader)
     if data.val:
-        held_out = ExampleReader(data.val, parse, data.columns, data.skip_bad, reader.skipped)
+        held_out = ExampleReader(data.val, parse, data.columns, data.skip_bad, reader.skipped, advice)
         train, val = examples, list(held_out)
     elif data.split == "tail":
         cut = len(examples) - int(len(examples) * data.val_fraction)

@@ -92,7 +92,7 @@ def evaluate_task(
     """Predict every example of `specs`, give each as a row to `write`, and return the figures over those that have
     labels, with what was skipped."""
     task = model.task
-    reader = ExampleReader(specs, task.parse, skip_bad=skip_bad)
+    reader = ExampleReader(specs, task.parse, skip_bad=skip_bad, advice=" (--skip-bad leaves such lines out)")
     probabilities: list[list[float]] = []
     truth: list[float] = []
     n = 0

@@ -70,7 +70,7 @@ def _pair(row: dict[str, Any]) -> Preference:
         prompt, chosen, rejected = split_transcripts(chosen, rejected)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
         if not answer.strip():
-            raise UserError(f"{name}: the answer is empty (leave such lines out with -s data.skip_bad=true)")
+            raise UserError(f"{name}: the answer is empty")
     p, margin = _number(row, "p_chosen", 1.0), _number(row, "margin", 0.0)
     if not 0 <= p <= 1:
         raise UserError(f"p_chosen: {p} is no probability")
@@ -92,7 +92,7 @@ def _several(row: dict[str, Any]) -> Preference:
     if not isinstance(responses, list) or len(responses) < 2 or not all(isinstance(r, str) for r in responses):
         raise UserError("responses: expected a list of at least two texts")
     if empty := [i for i, r in enumerate(responses) if not r.strip()]:
-        raise UserError(f"responses[{empty[0]}]: is empty (leave such lines out with -s data.skip_bad=true)")
+        raise UserError(f"responses[{empty[0]}]: is empty")
     if ("ranking" in row) == ("scores" in row):
         raise UserError("responses: need a ranking or scores, one of them")
     pairs = _ranked(row["ranking"], len(responses)) if "ranking" in row else _rated(row["scores"], len(responses))
@@ -122,7 +122,7 @@ def _text(row: dict[str, Any], name: str, *, may_be_empty: bool = False) -> str:
     if not isinstance(value, str):
         raise UserError(f"{name}: missing; {FORMATS}" if name not in row else f"{name}: expected text, not {value!r}")
     if not value.strip() and not may_be_empty:
-        raise UserError(f"{name}: the answer is empty (leave such lines out with -s data.skip_bad=true)")
+        raise UserError(f"{name}: the answer is empty")
     return value
 
 
@@ -154,7 +154,7 @@ def encode_preference(
     if longest >= limit:
         raise UserError(
             f"a response of {longest} tokens leaves no room for its prompt in {limit} (train.seq_len, or the model's "
-            "context; leave such lines out with -s data.skip_bad=true)"
+            "context)"
         )
     return Comparison(encode_prompt(preference.prompt)[longest - limit :], responses, preference.pairs)
 
