@@ -43,6 +43,11 @@ def test_a_gradient_is_made_only_where_one_is_wanted() -> None:
     assert layer.weight.grad is None
     with torch.no_grad():
         assert not layer(x).requires_grad
+    assert layer.bias is not None
+    layer.bias.requires_grad_()
+    layer(x.detach()).sum().backward()
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.tolist() == [5.0] * 40
 
 
 def test_products_of_transposed_views() -> None:
