@@ -53,7 +53,11 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+        self._patience = self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._patience.cancel()  # or it holds on to all that the connection was
+        super().connection_lost(exc)
 
     def _close_if_silent(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
