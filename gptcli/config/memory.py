@@ -15,14 +15,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from gptcli.config.flops import hidden_matrices, params_by_part
 from gptcli.config.schema import ModelConfig, ParallelSizes
 
-# Of chunked log-probabilities (model/logprobs.py): bytes of one chunk of logits, and up to which all of them are kept.
-LOGITS_CHUNK_BYTES = 64 << 20
-LOGITS_KEEP_BYTES = 256 << 20
+
+class LogitsRoom(NamedTuple):
+    """Of chunked log-probabilities (model/logprobs.py): bytes of one chunk in fp32, and up to which all are kept."""
+
+    chunk: int
+    keep: int
+
+
+LOGITS_FP32 = LogitsRoom(64 << 20, 256 << 20)
+# A GPU's: each chunk adds to the whole head's gradient, so few are faster; and larger micro-batches, for which the
+# room would be, gain less than the second product costs.
+LOGITS_HALF = LogitsRoom(2 << 30, sys.maxsize)
+
+
 MUON_BATCH_ELEMENTS = 1 << 24  # of the matrices that Muon orthogonalises at once: 64 MiB and a few copies
 
 CPU_MICRO_TOKENS = 8192  # larger micro-batches are no faster on a CPU
@@ -181,25 +194,30 @@ def _mask_bytes(m: ModelConfig, step: StepShape) -> int:
     return (shared + cast) // step.layout.tp
 
 
+def logits_room(*, half: bool) -> LogitsRoom:
+    return LOGITS_HALF if half else LOGITS_FP32
+
+
 def logits_bytes(model: ModelConfig, step: StepShape) -> int:
     """Log-probabilities and their gradient, a chunk at a time (model/logprobs.py): small ones are all kept, large
     ones made again chunk by chunk; and the product that each chunk adds to the head's gradient."""
-    assert model.vocab_size is not None
-    padded, vocab = model.padded_vocab // step.layout.tp, model.vocab_size // step.layout.tp
-    rows = max(1, min(step.tokens, LOGITS_CHUNK_BYTES // (FP32 * padded)))
-    chunk, everything = FP32 * rows * vocab, FP32 * step.tokens * vocab
-    product = FP32 * vocab * model.n_embd
-    hidden = step.tokens * model.n_embd * step.width  # gradient of the final hidden state
-    logits = rows * padded * step.width  # as multiplied; so is their gradient
-    copy = chunk if step.half or padded != vocab else 0  # in fp32, and without the padding
-    softmax = logits + copy + chunk
-    if FP32 * step.tokens * padded > LOGITS_KEEP_BYTES:
-        before = chunk + logits  # softmax and gradient of the chunk before
-        return max(before + softmax, 2 * chunk + product) + hidden
-    forward = everything - everything % chunk - chunk + softmax
-    before = logits if step.half else min(logits, everything - chunk)
-    backward = everything + chunk + max(before, product) + hidden
-    return max(forward - product, backward)  # the head's gradient comes with the backward pass alone
+    padded, room = model.padded_vocab // step.layout.tp, logits_room(half=step.half)
+    rows = max(1, min(step.tokens, room.chunk // (FP32 * padded)))
+    chunk, logits = FP32 * rows * padded, step.width * rows * padded  # a softmax; what it is made of, and a gradient
+    everything = step.width * step.tokens * padded
+    before = min(logits, everything - logits)  # the gradient of the chunk before, where there is one
+    product = step.width * padded * model.n_embd
+    hidden = step.width * step.tokens * model.n_embd  # gradient of the final hidden state
+    if step.half:
+        forward = everything + 2 * chunk + (chunk if before else 0)  # in fp32: a copy, its softmax, the softmax before
+        backward = everything + logits + chunk + max(chunk, product) + hidden
+    elif everything > room.keep:
+        forward = 3 * chunk
+        backward = 2 * chunk + max(before, product) + hidden
+    else:
+        forward = everything + chunk
+        backward = everything + chunk + max(before, product) + hidden
+    return max(forward - FP32 * padded * model.n_embd, backward)  # the head's gradient comes with the backward pass
 
 
 def _block_backward_bytes(m: ModelConfig, step: StepShape) -> int:

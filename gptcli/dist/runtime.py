@@ -92,6 +92,15 @@ def pick_precision(name: str, device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def autocast(
+    device: torch.device, dtype: torch.dtype, *, cache: bool = True
+) -> contextlib.AbstractContextManager[object]:
+    """bf16 arithmetic on fp32 weights, or nothing: on a CPU, autocast only costs. cache: keep the weights' copies."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=cache)
+
+
 @contextlib.contextmanager
 def runtime(device: str = "auto") -> Iterator[Runtime]:
     """Join the process group that the launcher announced in the environment, if any."""

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gptcli.contracts import Batch
-from gptcli.dist.runtime import Runtime
+from gptcli.dist.runtime import Runtime, autocast
 from gptcli.doctor import gradients
 from gptcli.doctor.subject import Subject, make_batch, split_batch, uneven_batch
 from gptcli.errors import UserError
@@ -21,7 +21,7 @@ from gptcli.exchange.transfer import export_hugging_face, import_model
 from gptcli.model import GPT
 from gptcli.model.kv_cache import KVCache
 from gptcli.modeldir import load_model, open_model_dir, save_model
-from gptcli.train.loop import autocast, evaluate, train
+from gptcli.train.loop import evaluate, train
 from gptcli.train.objectives import next_token
 from gptcli.train.optim import make_optimizer
 from gptcli.train.state import TrainState

@@ -13,12 +13,11 @@ from torch import Tensor
 from gptcli.contracts import Batch
 from gptcli.data.taskrows import TaskData, TaskEncoder, TaskRows
 from gptcli.data.tasks import HEAD, Task, TaskExample
-from gptcli.dist.runtime import Runtime
+from gptcli.dist.runtime import Runtime, autocast
 from gptcli.errors import UserError
 from gptcli.eval.metrics import accuracy, confusion_matrix, f1, matthews, pearson, spearman
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
-from gptcli.train.loop import autocast
 from gptcli.train.objectives.finetune import task_forward
 
 BATCH = 32  # examples at once

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from gptcli.contracts import IGNORE_INDEX
+from gptcli.dist.runtime import autocast
 from gptcli.errors import UserError
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
-from gptcli.train.loop import autocast
 
 BATCH_TOKENS = 8192
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from gptcli.dist.runtime import autocast
 from gptcli.errors import UserError
 from gptcli.model import GPT
 from gptcli.model.extend import extend_context
 from gptcli.modeldir import model_of
-from gptcli.train.loop import autocast
 
 BATCH_TOKENS = 8192
 

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.contracts import IGNORE_INDEX
+from gptcli.dist.runtime import autocast
 from gptcli.errors import UserError
 from gptcli.eval.perplexity import stream_logprobs
 from gptcli.generate import Engine
 from gptcli.model.kv_cache import KVCache
 from gptcli.tokenizer import Tokenizer
-from gptcli.train.loop import autocast
 
 BATCH_TOKENS = {"cpu": 4096}  # of one forward; a GPU wants more
 BATCH_TOKENS_ELSEWHERE = 16384

@@ -11,7 +11,7 @@ import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.compiled import CompiledDecode
+from gptcli.generate.compiled import FixedDecode
 from gptcli.generate.processors import Processors
 from gptcli.generate.scheduler import DraftCounts, Request, Scheduler, Token, check_room
 from gptcli.generate.speculative import SpeculativeScheduler
@@ -63,7 +63,8 @@ class Engine:
         self.draft, self.draft_tokens = draft, draft_tokens
         self.device = model.wte.weight.device
         self._processors: OrderedDict[str, Processors] = OrderedDict()
-        self._decode: CompiledDecode | None = None
+        on_gpu = self.device.type == "cuda"
+        self._decode = FixedDecode(model, compiled=False, dtype=dtype) if on_gpu else None
 
     def scheduler(self, max_rows: int) -> Scheduler | SpeculativeScheduler:
         if self.draft is not None:
@@ -73,7 +74,7 @@ class Engine:
     def compile(self) -> None:
         """Compile the step that gives each row a token (compiled.py): it takes seconds, at the first text of each size.
         Raises UserError where there is no compiler."""
-        self._decode = CompiledDecode(self.model)
+        self._decode = FixedDecode(self.model, compiled=True, dtype=self.dtype)
 
     def session(self, max_rows: int = MAX_ROWS) -> Session:
         return Session(self, max_rows)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.compiled import CompiledDecode, rounded
+from gptcli.generate.compiled import FixedDecode, rounded
 from gptcli.generate.constrain import Constraint, keep_allowed
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
@@ -118,7 +118,7 @@ class Scheduler:
         *,
         max_rows: int,
         dtype: torch.dtype = torch.float32,
-        decode: CompiledDecode | None = None,
+        decode: FixedDecode | None = None,
     ) -> None:
         self.model, self.max_rows, self._decode = model, max_rows, decode
         self.device, self.limit = model.wte.weight.device, model.config.context_length
@@ -166,7 +166,9 @@ class Scheduler:
         batch = len(self._rows)
         if self._decode is not None:
             batch, room = rounded(batch), min(self.limit, rounded(room))
-        if self._cache is None:
+        if self._cache is None and self._decode is not None:
+            self._cache = self._decode.take(batch, room)
+        elif self._cache is None:
             self._cache = KVCache(self.model.config, batch, room, device=self.device, dtype=self._dtype)
         self._cache.grow(batch, room)
 
@@ -182,6 +184,10 @@ class Scheduler:
             self._rows.pop()
         if places:
             self._histories.clear()
+        if places and not self._rows and self._decode is not None:
+            assert self._cache is not None
+            self._decode.give_back(self._cache)
+            self._cache = None
 
     # ---- reading -------------------------------------------------------------------------------------------
 

@@ -2,7 +2,8 @@
 
 At GPT-2's vocabulary the logits of a batch outweigh every other activation. Each chunk's logits are used and
 dropped, and made again in the backward pass; where all of them together are small they are kept instead, which
-saves that second product.
+saves that second product. In fp32 what is kept is their softmax; in half precision, the logits as multiplied and
+each row's log-sum-exp, of which a compiled backward pass makes the gradient in one sweep.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.config.memory import LOGITS_CHUNK_BYTES, LOGITS_KEEP_BYTES
+from gptcli.config.memory import logits_room
 from gptcli.model.linear import product
 
 IGNORE_INDEX = -100
+NEVER = -1e30  # the logit of a padded column: finite, so that its share of an entropy is 0 and no NaN
 
 
 def token_logprobs(
@@ -54,14 +56,21 @@ def measure_targets(hidden: Tensor, head: Tensor, targets: Tensor, *, vocab_size
     logprobs = torch.zeros(targets.shape, dtype=torch.float32, device=hidden.device)
     greedy = torch.zeros(targets.shape, dtype=torch.bool, device=hidden.device)
     wanted = targets != IGNORE_INDEX
-    rows = max(1, LOGITS_CHUNK_BYTES // (4 * head.shape[0]))
+    rows, _ = chunks(hidden[wanted], head)
     picked, likeliest = [], []
     for states, ids in zip(hidden[wanted].split(rows), targets[wanted].split(rows), strict=True):
-        logp = _log_softmax(states, head, vocab_size, 1.0)
+        logp = _logits(states, head, vocab_size, 1.0).log_softmax(-1, dtype=torch.float32)
         picked.append(logp.gather(1, ids[:, None])[:, 0])
         likeliest.append(logp.argmax(1) == ids)
     logprobs[wanted], greedy[wanted] = torch.cat(picked), torch.cat(likeliest)
     return logprobs, greedy
+
+
+def chunks(hidden: Tensor, head: Tensor) -> tuple[int, bool]:
+    """Rows of `hidden` (N, C) whose logits are made at once, and whether those of all are kept."""
+    room = logits_room(half=hidden.dtype != torch.float32)
+    rows = max(1, min(hidden.shape[0], room.chunk // (4 * head.shape[0])))
+    return rows, hidden.shape[0] * head.shape[0] * hidden.element_size() <= room.keep
 
 
 class _ChunkedLogProbs(torch.autograd.Function):
@@ -75,58 +84,55 @@ class _ChunkedLogProbs(torch.autograd.Function):
         temperature: float,
         entropy: bool,
     ) -> tuple[Tensor, Tensor]:
-        n = hidden.shape[0]
-        row_bytes = 4 * head.shape[0]
-        rows = max(1, min(n, LOGITS_CHUNK_BYTES // row_bytes))
-        keep = n * row_bytes <= LOGITS_KEEP_BYTES and any(ctx.needs_input_grad[:2])
-        logprobs = hidden.new_empty(n, dtype=torch.float32)
-        entropies = hidden.new_empty(n if entropy else 0, dtype=torch.float32)
-        kept = []
-        for i in range(0, n, rows):
-            part = slice(i, min(i + rows, n))
-            logp = _log_softmax(hidden[part], head, vocab_size, temperature)
-            index = targets[part].clamp(min=0)
-            picked = logp.gather(1, index[:, None])[:, 0]
-            logprobs[part] = picked.masked_fill(targets[part] == IGNORE_INDEX, 0.0)
+        rows, keep = chunks(hidden, head)
+        half = hidden.dtype != torch.float32
+        picked, entropies, kept, sums = [], [], [], []
+        for states, wanted in zip(hidden.split(rows), targets.split(rows), strict=True):
+            logits = _logits(states, head, vocab_size, temperature)
+            logp = logits.log_softmax(-1, dtype=torch.float32)
+            index = wanted.clamp(min=0)[:, None]
+            chosen = logp.gather(1, index)
+            picked.append(chosen[:, 0].masked_fill(wanted == IGNORE_INDEX, 0.0))
             if entropy:
-                entropies[part] = -(logp.exp() * logp).sum(1)
-            if keep:
-                kept.append(logp)
-        ctx.save_for_backward(hidden, head, targets, entropies, *kept)
-        ctx.rows, ctx.vocab_size, ctx.temperature, ctx.entropy = rows, vocab_size, temperature, entropy
-        return logprobs, entropies
+                entropies.append(-(logp.exp() * logp).sum(1))
+            if keep and any(ctx.needs_input_grad[:2]):
+                kept.append(logits if half else logp)
+                sums.append(logits.gather(1, index) - chosen)  # log-sum-exp (rows, 1), in fp32
+        H = torch.cat(entropies) if entropy else hidden.new_empty(0, dtype=torch.float32)
+        ctx.save_for_backward(hidden, head, targets, H, *kept, *(sums if half else ()))
+        ctx.rows, ctx.half, ctx.kept, ctx.vocab_size, ctx.temperature = rows, half, len(kept), vocab_size, temperature
+        ctx.entropy = entropy
+        return torch.cat(picked), H
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, head, targets, entropies, *kept = ctx.saved_tensors
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        hidden, head, targets, H, *kept = ctx.saved_tensors
+        grad_hidden: list[Tensor] = []
         grad_head = torch.zeros(head.shape, device=head.device, dtype=torch.float32)
-        wanted = targets != IGNORE_INDEX
-        grad_logprobs = grad_logprobs * wanted
+        grad_logprobs = grad_logprobs * (targets != IGNORE_INDEX)
         for number, i in enumerate(range(0, hidden.shape[0], ctx.rows)):
             part = slice(i, min(i + ctx.rows, hidden.shape[0]))
-            if kept:
-                logp = kept[number]
+            if ctx.kept:
+                logp = kept[number] - kept[ctx.kept + number] if ctx.half else kept[number]
             else:
-                logp = _log_softmax(hidden[part], head, ctx.vocab_size, ctx.temperature)
+                logp = _logits(hidden[part], head, ctx.vocab_size, ctx.temperature)
+                logp = logp.log_softmax(-1, dtype=torch.float32)
             g = grad_logprobs[part, None]
             # d logp[y] / d z = onehot(y) - p;   d H / d z = -p (logp + H)
             if ctx.entropy:
-                p = logp.exp()
-                dz = -p * (g + grad_entropies[part, None] * (logp + entropies[part, None]))
+                dz = -logp.exp() * (g + grad_entropies[part, None] * (logp + H[part, None]))
             else:
                 dz = logp.exp().mul_(-g)  # kept chunks stay as they are: backward may run twice
-            dz.scatter_add_(1, targets[part, None].clamp(min=0), g)
+            dz = _add_at(dz, targets[part, None].clamp(min=0), g)
             if ctx.temperature != 1.0:
                 dz /= ctx.temperature
             dz = dz.to(hidden.dtype)
-            real_rows = head[: ctx.vocab_size]
-            if grad_hidden is not None:
-                grad_hidden[part] = product(dz, real_rows.T)
+            if ctx.needs_input_grad[0]:
+                grad_hidden.append(product(dz, head.T))
             if ctx.needs_input_grad[1]:
-                grad_head[: ctx.vocab_size] += product(dz.T, hidden[part].T)
+                grad_head += product(dz.T, hidden[part].T)
         return (
-            grad_hidden,
+            torch.cat(grad_hidden) if ctx.needs_input_grad[0] else None,
             grad_head.to(head.dtype) if ctx.needs_input_grad[1] else None,
             None,
             None,
@@ -135,9 +141,17 @@ class _ChunkedLogProbs(torch.autograd.Function):
         )
 
 
-def _log_softmax(hidden: Tensor, head: Tensor, vocab_size: int, temperature: float) -> Tensor:
-    """(rows, vocab_size) in fp32; the padded columns never enter the sum."""
-    logits = product(hidden, head)[:, :vocab_size]
+def _add_at(dz: Tensor, index: Tensor, g: Tensor) -> Tensor:
+    """dz (rows, V) with g (rows, 1) added at index (rows, 1)."""
+    if torch.compiler.is_compiling():  # in the same sweep
+        return dz + torch.where(torch.arange(dz.shape[1], device=dz.device) == index, g, 0.0)
+    return dz.scatter_add_(1, index, g)
+
+
+def _logits(hidden: Tensor, head: Tensor, vocab_size: int, temperature: float) -> Tensor:
+    """(rows, padded vocabulary), as multiplied: widths that the hardware likes. No padded column is ever likely."""
+    logits = product(hidden, head)
     if temperature != 1.0:
         logits = logits / temperature
-    return logits.log_softmax(-1, dtype=torch.float32)
+    logits[:, vocab_size:] = NEVER
+    return logits

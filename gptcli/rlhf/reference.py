@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gptcli.dist.runtime import autocast
 from gptcli.model import GPT
-from gptcli.train.loop import autocast
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 
 from gptcli.config.schema import RewardBlock
-from gptcli.dist.runtime import Runtime
+from gptcli.dist.runtime import Runtime, autocast
 from gptcli.errors import UserError
 from gptcli.model import GPT
 from gptcli.modeldir import load_model, open_model_dir, read_json
 from gptcli.rlhf.sequences import last_index, pad_rows
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import find_checkpoint
-from gptcli.train.loop import autocast
 
 HEAD = "reward"
 NORMALIZATION = "reward.json"  # beside a reward model's weights

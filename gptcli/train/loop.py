@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 
 from gptcli.config.plan import TrainPlan
 from gptcli.contracts import Batch, BatchSource, LossSum, Objective
-from gptcli.dist.runtime import Runtime
+from gptcli.dist.runtime import Runtime, autocast
 from gptcli.dist.wrap import no_grad_sync
 from gptcli.errors import Stopped
 from gptcli.randomness import derive
@@ -136,13 +135,6 @@ def train_step(
         grad_norm=grad_norm,
     )
     return result, (2 if signals[0] else 15 if signals[1] else 0)
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager[object]:
-    """bf16 arithmetic on fp32 weights, or nothing: on a CPU, autocast only costs."""
-    if dtype == torch.float32:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=dtype)
 
 
 def evaluate(

@@ -9,7 +9,7 @@ from gptcli.config.gpus import has_cpp_compiler
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate import Engine
-from gptcli.generate.compiled import CompiledDecode, rounded
+from gptcli.generate.compiled import FixedDecode, rounded
 from gptcli.model import GPT, KVCache
 from gptcli.model.kv_cache import FixedSlots
 from tests.conftest import Tiny, gpt
@@ -55,7 +55,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"no C\+\+ compiler"):
-        CompiledDecode(make())
+        FixedDecode(make(), compiled=True)
 
 
 @pytest.mark.slow

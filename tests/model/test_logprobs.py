@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptcli.config.memory import LogitsRoom
 from gptcli.model import logprobs as lp
+
+
+def chunked(monkeypatch: pytest.MonkeyPatch, chunk: int, *, kept: bool = True) -> None:
+    monkeypatch.setattr(lp, "logits_room", lambda half: LogitsRoom(chunk, 1 << 30 if kept else 0))
 
 
 @pytest.mark.parametrize("kept", [True, False])
@@ -14,8 +19,7 @@ from gptcli.model import logprobs as lp
 def test_values_and_gradients_equal_autograd(
     monkeypatch: pytest.MonkeyPatch, kept: bool, temperature: float, entropy: bool
 ) -> None:
-    monkeypatch.setattr(lp, "LOGITS_CHUNK_BYTES", 4 * 64 * 5)  # five rows a chunk
-    monkeypatch.setattr(lp, "LOGITS_KEEP_BYTES", 1 << 30 if kept else 0)
+    chunked(monkeypatch, 4 * 64 * 5, kept=kept)  # five rows a chunk
     torch.manual_seed(0)
     hidden = torch.randn(2, 9, 8, dtype=torch.float32, requires_grad=True)
     head = torch.randn(64, 8, requires_grad=True)
@@ -41,17 +45,34 @@ def test_values_and_gradients_equal_autograd(
     assert grads[1][50:].abs().max() == 0  # padded rows learn nothing
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_half_precision_comes_as_near_as_its_numbers_allow(monkeypatch: pytest.MonkeyPatch, kept: bool) -> None:
+    """Kept, it is the logits that are; chunks, padding and temperature as ever."""
+    chunked(monkeypatch, 4 * 64 * 5, kept=kept)
+    torch.manual_seed(0)
+    hidden, head = torch.randn(2, 9, 8), torch.randn(64, 8)
+    targets = torch.randint(0, 50, (2, 9))
+    grads = []
+    for dtype in (torch.bfloat16, torch.float32):
+        leaves = [t.bfloat16().to(dtype).requires_grad_() for t in (hidden, head)]
+        values, entropies = lp.token_logprobs(*leaves, targets, vocab_size=50, temperature=0.7, entropy=True)
+        assert values.dtype == torch.float32
+        assert entropies is not None
+        grads.append(torch.autograd.grad(values.sum() + entropies.sum(), leaves))
+    for ours, exact in zip(*grads, strict=True):
+        assert (ours.float() - exact).norm() < 0.02 * exact.norm()
+
+
 def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lp, "LOGITS_CHUNK_BYTES", 4 * 1024 * 16)
-    monkeypatch.setattr(lp, "LOGITS_KEEP_BYTES", 0)
+    chunked(monkeypatch, 4 * 1024 * 16, kept=False)
     seen: list[int] = []
-    original = lp._log_softmax
+    original = lp._logits
 
     def spy(hidden: torch.Tensor, *rest: object) -> torch.Tensor:
         seen.append(hidden.shape[0])
         return original(hidden, *rest)
 
-    monkeypatch.setattr(lp, "_log_softmax", spy)
+    monkeypatch.setattr(lp, "_logits", spy)
     hidden, head = torch.randn(1, 100, 4, requires_grad=True), torch.randn(1024, 4)
     values, _ = lp.token_logprobs(hidden, head, torch.zeros(1, 100, dtype=torch.long), vocab_size=1024)
     values.sum().backward()
@@ -67,7 +88,7 @@ def test_entropy_is_at_least_zero_and_at_most_ln_vocab() -> None:
 
 
 def test_measuring_gives_the_same_and_says_what_is_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lp, "LOGITS_CHUNK_BYTES", 4 * 64 * 5)
+    chunked(monkeypatch, 4 * 64 * 5)
     torch.manual_seed(0)
     hidden, head = torch.randn(3, 9, 8), torch.randn(64, 8)
     head[50:] = 100.0  # padding of the vocabulary never wins
