@@ -22,20 +22,6 @@ from typing import NamedTuple
 from gptcli.config.flops import hidden_matrices, params_by_part
 from gptcli.config.schema import ModelConfig, ParallelSizes
 
-
-class LogitsRoom(NamedTuple):
-    """Of chunked log-probabilities (model/logprobs.py): bytes of one chunk in fp32, and up to which all are kept."""
-
-    chunk: int
-    keep: int
-
-
-LOGITS_FP32 = LogitsRoom(64 << 20, 256 << 20)
-# A GPU's: each chunk adds to the whole head's gradient, so few are faster; and larger micro-batches, for which the
-# room would be, gain less than the second product costs.
-LOGITS_HALF = LogitsRoom(2 << 30, sys.maxsize)
-
-
 MUON_BATCH_ELEMENTS = 1 << 24  # of the matrices that Muon orthogonalises at once: 64 MiB and a few copies
 
 CPU_MICRO_TOKENS = 8192  # larger micro-batches are no faster on a CPU
@@ -47,6 +33,28 @@ _MLP_KEPT = {"gelu_tanh": 2, "gelu": 2, "relu": 1, "relu2": 2, "swiglu": 4}
 _MLP_WORKING = {"gelu_tanh": 1, "gelu": 1, "relu": 2, "relu2": 3, "swiglu": 2}
 _SPLIT_BY_TP = ("token_embedding", "attention", "mlp", "lm_head")
 FP32 = 4
+
+
+class LogitsRoom(NamedTuple):
+    """Of chunked log-probabilities (model/logprobs.py): bytes of one chunk in fp32, and up to which all are kept."""
+
+    chunk: int
+    keep: int
+
+
+# glibc takes what is larger than 32 MiB from the kernel each time anew, page by page: 1.6 times the time of the head.
+LOGITS_FP32 = LogitsRoom(24 << 20, 256 << 20)
+# A GPU's: larger micro-batches, for which the room would be, gain less than the second product costs.
+LOGITS_HALF = LogitsRoom(2 << 30, sys.maxsize)
+
+
+def logits_room(*, half: bool) -> LogitsRoom:
+    return LOGITS_HALF if half else LOGITS_FP32
+
+
+def logits_rows(tokens: int, vocab: int, n_embd: int, room: LogitsRoom) -> int:
+    """Tokens of a chunk. Each chunk adds to the gradient of the whole head, so it is no smaller than half of that."""
+    return max(1, min(tokens, max(room.chunk // (FP32 * vocab), n_embd // 2)))
 
 
 @dataclass(frozen=True)
@@ -194,15 +202,11 @@ def _mask_bytes(m: ModelConfig, step: StepShape) -> int:
     return (shared + cast) // step.layout.tp
 
 
-def logits_room(*, half: bool) -> LogitsRoom:
-    return LOGITS_HALF if half else LOGITS_FP32
-
-
 def logits_bytes(model: ModelConfig, step: StepShape) -> int:
     """Log-probabilities and their gradient, a chunk at a time (model/logprobs.py): small ones are all kept, large
     ones made again chunk by chunk; and the product that each chunk adds to the head's gradient."""
     padded, room = model.padded_vocab // step.layout.tp, logits_room(half=step.half)
-    rows = max(1, min(step.tokens, room.chunk // (FP32 * padded)))
+    rows = logits_rows(step.tokens, padded, model.n_embd, room)
     chunk, logits = FP32 * rows * padded, step.width * rows * padded  # a softmax; what it is made of, and a gradient
     everything = step.width * step.tokens * padded
     before = min(logits, everything - logits)  # the gradient of the chunk before, where there is one

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptcli.config.memory import logits_room
+from gptcli.config.memory import logits_room, logits_rows
 from gptcli.model.linear import product
 
 IGNORE_INDEX = -100
@@ -69,8 +69,8 @@ def measure_targets(hidden: Tensor, head: Tensor, targets: Tensor, *, vocab_size
 def chunks(hidden: Tensor, head: Tensor) -> tuple[int, bool]:
     """Rows of `hidden` (N, C) whose logits are made at once, and whether those of all are kept."""
     room = logits_room(half=hidden.dtype != torch.float32)
-    rows = max(1, min(hidden.shape[0], room.chunk // (4 * head.shape[0])))
-    return rows, hidden.shape[0] * head.shape[0] * hidden.element_size() <= room.keep
+    (tokens, C), vocab = hidden.shape, head.shape[0]
+    return logits_rows(tokens, vocab, C, room), tokens * vocab * hidden.element_size() <= room.keep
 
 
 class _ChunkedLogProbs(torch.autograd.Function):

@@ -107,7 +107,7 @@ STEPS = {  # model, rows, tokens a row, options
     "alibi": (shape(position="alibi"), 2, 128, {}),
     "muon": (shape(**QUICKSTART), 2, 128, {"optimizer": "muon"}),
     "accumulating": (shape(n_embd=256), 2, 64, {"accumulates": True}),
-    "logits kept in two chunks": (shape(n_layer=1, n_embd=32, vocab_size=50257), 3, 128, {}),
+    "logits kept in chunks": (shape(n_layer=1, n_embd=32, vocab_size=50257), 3, 128, {}),
     "logits made again": (shape(n_layer=1, n_embd=32, vocab_size=50257), 11, 128, {}),
 }
 LARGE = {
