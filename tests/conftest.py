@@ -92,10 +92,11 @@ class Tiny:
     recipe: Path
     stage: str = "pretrain"
     name: str = "tiny"
+    runs: str = "runs"
 
     @property
     def run_dir(self) -> Path:
-        return self.folder / "runs" / self.name
+        return self.folder / self.runs / self.name
 
     def train(self, *overrides: str, **options: Any) -> dict[str, Any]:
         """Run the real stage in this process; options go to it (resume=..., console=...)."""
@@ -108,7 +109,7 @@ class Tiny:
         return run_stage(recipe, Runtime(), options.pop("console", RunConsole(quiet=True)), **options)
 
     def latest(self, run: str | None = None) -> Path:
-        return self.folder / "runs" / (run or self.name) / "latest"
+        return self.folder / self.runs / (run or self.name) / "latest"
 
     def weights(self, run: str | None = None) -> dict[str, torch.Tensor]:
         """The model's, or the adapter's alone."""

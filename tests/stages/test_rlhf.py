@@ -20,7 +20,8 @@ from gptcli.model.lora import adapter_weights, add_lora
 from gptcli.modeldir import open_model_dir, save_adapter
 from gptcli.stages.console import RunConsole
 from gptcli.stages.job import run_stage
-from tests.conftest import gpt
+from tests.conftest import Tiny, gpt
+from tests.kill import kill_and_resume
 from tests.rlhf.known_answer import VARIABLE, World
 
 STAGES = ["rlhf-reward", "rlhf-ppo", "rlhf-dpo", "rlhf-grpo"]
@@ -28,10 +29,14 @@ STAGES = ["rlhf-reward", "rlhf-ppo", "rlhf-dpo", "rlhf-grpo"]
 
 @pytest.fixture
 def world(tmp_path: Path) -> World:
-    made = World(tmp_path, VARIABLE)
-    made.write_pairs(60, seed=1).rename(tmp_path / "pairs.jsonl")
+    return make_world(tmp_path)
+
+
+def make_world(folder: Path) -> World:
+    made = World(folder, VARIABLE)
+    made.write_pairs(60, seed=1).rename(folder / "pairs.jsonl")
     prompts = "".join(json.dumps({"prompt": p}) + "\n" for p in ("a", "bb", "c"))
-    (tmp_path / "prompts.jsonl").write_text(prompts)
+    (folder / "prompts.jsonl").write_text(prompts)
     return made
 
 
@@ -87,6 +92,20 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(world: World, s
     if stage == "rlhf-reward":
         normalization = [(world.folder / n / "latest" / "reward.json").read_text() for n in ("parts", "whole")]
         assert normalization[0] == normalization[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_killed_anywhere_and_resumed_it_ends_with_the_same_bits(tmp_path: Path, stage: str) -> None:
+    """In the midst of rollouts too, whose queue is saved with the weights; save_every 10 is no multiple of 6 steps."""
+
+    def make(folder: Path) -> Tiny:
+        made = tree(make_world(folder), stage, 120)
+        made["train"] |= {"save_every": 10, "eval_every": 0}
+        (folder / "recipe.yaml").write_text(yaml.safe_dump(made))
+        return Tiny(folder, folder / "recipe.yaml", stage, "run", runs=".")
+
+    kill_and_resume(make, tmp_path, 6)
 
 
 @pytest.mark.slow
