@@ -12,7 +12,7 @@ from gptcli.config.schema import ModelConfig, RopeScaling
 from gptcli.errors import UserError
 from gptcli.randomness import derive
 
-NEW_STD = 0.02  # of rows and heads that a trained model gets, as in GPT-1's finetuning
+NEW_STD = 0.02  # of what GPT-1 adds to a trained model for its tasks
 
 
 def extend_context(
@@ -67,14 +67,18 @@ def extend_vocab(
 def add_token_rows(
     config: ModelConfig, weights: Mapping[str, Tensor], new: range, seed: int
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
-    """Config and weights with fresh embedding rows for the ids in `new`."""
+    """Config and weights with fresh embedding rows for the ids in `new`: N(0, 0.02) in a post-norm model, as in GPT-1's
+    finetuning. Where a norm follows the embedding, as large as the rows that are there: the gradient of rows twenty
+    times smaller would be twenty times larger, and most of the norm that is clipped."""
     assert config.vocab_size is not None
     larger = dataclasses.replace(config, vocab_size=max(config.vocab_size, new.stop))
     out = dict(weights)
     for name in ("wte.weight", "lm_head.weight"):
         if name in weights and new:
-            table = fresh(f"new rows of {name}", (larger.padded_vocab, config.n_embd), seed).to(weights[name])
-            table[: new.start] = weights[name][: new.start]
+            known = weights[name][: new.start]
+            std = NEW_STD if config.norm_position == "post" else known.std().item()
+            table = fresh(f"new rows of {name}", (larger.padded_vocab, config.n_embd), seed, std=std).to(known)
+            table[: new.start] = known
             out[name] = table
     return larger, out
 
@@ -94,10 +98,10 @@ def add_task_head(
     return dataclasses.replace(config, scalar_heads={name: width}, n_segment=2 if segments else 0), out
 
 
-def fresh(purpose: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    """N(0, 0.02), the same for the same seed."""
+def fresh(purpose: str, shape: tuple[int, ...], seed: int, *, std: float = NEW_STD) -> Tensor:
+    """N(0, std), the same for the same seed."""
     generator = torch.Generator().manual_seed(derive(seed, purpose))
-    return torch.empty(shape).normal_(0.0, NEW_STD, generator=generator)
+    return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 
 def with_heads(

@@ -1,4 +1,4 @@
-"""Longer contexts: what is stated is what happens."""
+"""Longer contexts and new tokens: what is stated is what happens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from gptcli.config.schema import ModelConfig, RopeScaling
 from gptcli.errors import UserError
 from gptcli.model import GPT
-from gptcli.model.extend import extend_context
+from gptcli.model.extend import add_token_rows, extend_context
 from gptcli.modeldir import model_of
 
 
@@ -73,3 +73,14 @@ def test_a_recipe_stretches_and_otherwise_refuses(tiny) -> None:
         tiny.train(*base, "train.seq_len=24")
     tiny.train(*base, "context_length=24")
     assert tiny.weights("longer")["wpe.weight"].shape[0] == 24
+
+
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+def test_fresh_rows_are_as_large_as_a_norm_after_them_asks(norm_position: str) -> None:
+    model, known = make("rope", norm_position=norm_position), 20
+    weights = {"wte.weight": torch.randn_like(model.wte.weight) * 0.5}
+    larger, grown = add_token_rows(model.config, weights, range(known, known + 100), seed=1)
+    assert larger.vocab_size == known + 100
+    assert torch.equal(grown["wte.weight"][:known], weights["wte.weight"][:known])
+    expected = 0.02 if norm_position == "post" else weights["wte.weight"][:known].std().item()
+    assert grown["wte.weight"][known : known + 100].std().item() == pytest.approx(expected, rel=0.1)
