@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 GPT    := $(BIN)/gpt
+# What trains on all cores, and so alone.
+ALONE  := tests/test_quality.py tests/stages/test_tweets.py
 # Tiny models are fastest on one thread, and tests side by side do not fight for cores.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
@@ -49,8 +51,8 @@ test: lint
 	$(PYTEST) -n 2
 
 test-all: lint
-	$(PYTEST) -n 2 -m "slow or not slow" --ignore tests/test_quality.py
-	$(PYTEST) -m slow -rP tests/test_quality.py
+	$(PYTEST) -n 2 -m "slow or not slow" $(ALONE:%=--ignore %)
+	$(PYTEST) -m slow -rP $(ALONE)
 
 bench: $(VENV)/.installed
 	$(BIN)/python tests/bench/train_speed.py

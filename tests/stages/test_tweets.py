@@ -1,15 +1,19 @@
 """GPT-1's claim in small: pretraining on WikiText-2 makes a better classifier of tweets than none does.
 
-Positive against negative by the sign of the mean rating, split by a hash of the text. The pretrained model is kept in
-the user's cache under the hash of all that makes it, so only the first run pays for it.
+Positive against negative by the sign of the mean rating. Parts are fixed by a hash of the text; each seed is tested on
+its own fifth, since one fifth alone is right to 1.4 points. As in GPT-1's ablation (table 5) both starts are finetuned
+alike, with the learning rate that was best on dev for the pretrained one. The pretrained model is kept in the user's
+cache under the hash of all that makes it, so only the first run pays for it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from statistics import mean
 
@@ -30,13 +34,13 @@ model: {n_layer: 4, n_head: 2, n_embd: 128, context_length: 128, position: rope,
 tokenizer: tokenizer
 data: {train: [train.txt], val: [valid.txt]}
 optim: {name: muon, muon_lr: 0.01, lr: 2.0e-2, schedule: linear, min_lr_ratio: 0.0, warmup_steps: 20, weight_decay: 0.0}
-train: {max_steps: 1500, global_batch_size: 16, log_every: 50, eval_every: 500, eval_rows: 64, save_every: 0}
+train: {max_steps: 4000, global_batch_size: 16, log_every: 50, eval_every: 1000, eval_rows: 64, save_every: 0}
 """
 FINETUNE = """\
 stage: finetune
 data: {train: [tweets-train.jsonl], val: [tweets-dev.jsonl]}
 finetune: {task: classification, dropout: 0.1}
-optim: {lr: 1.0e-3, schedule: linear, warmup_ratio: 0.05, min_lr_ratio: 0.0, betas: [0.9, 0.999], weight_decay: 0.01}
+optim: {lr: 3.0e-3, schedule: linear, warmup_ratio: 0.05, min_lr_ratio: 0.0, betas: [0.9, 0.999], weight_decay: 0.01}
 train: {epochs: 3, global_batch_size: 32, log_every: 50, save_every: 0}
 """
 
@@ -75,14 +79,18 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_tweets(source: Path, folder: Path) -> dict[str, list[tuple[str, str]]]:
-    """train, dev and test: 80, 10 and 10 percent by a hash of the text."""
-    parts: dict[str, list[tuple[str, str]]] = {"train": [], "dev": [], "test": []}
+Parts = dict[str, list[tuple[str, str]]]
+
+
+def write_tweets(source: Path, folder: Path, seed: int) -> Parts:
+    """train, dev and test: seven, one and two tenths by a hash of the text."""
+    test, dev = (2 * seed, 2 * seed + 1), (2 * seed + 2) % 10
+    parts: Parts = {"train": [], "dev": [], "test": []}
     for line in source.read_text("utf-8").splitlines():
         row = json.loads(line)
         if row["score"]:
             place = hashlib.sha256(row["text"].encode()).digest()[0] % 10
-            part = "train" if place < 8 else "dev" if place == 8 else "test"
+            part = "test" if place in test else "dev" if place == dev else "train"
             parts[part].append((row["text"], "positive" if row["score"] > 0 else "negative"))
     for name, examples in parts.items():
         lines = [json.dumps({"text": text, "label": label}) for text, label in examples]
@@ -90,7 +98,7 @@ def write_tweets(source: Path, folder: Path) -> dict[str, list[tuple[str, str]]]
     return parts
 
 
-def baseline(parts: dict[str, list[tuple[str, str]]]) -> float:
+def baseline(parts: Parts) -> float:
     """TF-IDF and logistic regression, its strength chosen on dev."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -104,21 +112,21 @@ def baseline(parts: dict[str, list[tuple[str, str]]]) -> float:
     return best.score(*zip(*parts["test"], strict=True))
 
 
-def accuracy(folder: Path, name: str, seed: int, *overrides: str) -> float:
+def accuracy(folder: Path, seed: int, *overrides: str) -> float:
     """On the test part, of the checkpoint that dev chose."""
-    sets = [part for override in overrides for part in ("-s", override)]
+    sets = [part for override in ("run.name=head", *overrides) for part in ("-s", override)]
     done = gpt(
-        "finetune", "-r", "tweets.yaml", "-q", "--seed", str(seed), "-s", f"run.name={name}-{seed}", *sets,
+        "finetune", "-r", "tweets.yaml", "-q", "--seed", str(seed), *sets,
         cwd=folder, timeout=HOURS, OMP_NUM_THREADS="2",
     )  # fmt: skip
     assert done.code == 0, done.err
-    best = folder / f"runs/{name}-{seed}/best"
-    row = gpt("eval", "-c", best, "--task", "finetune", "--data", "tweets-test.jsonl", "--json", "-q", cwd=folder)
+    row = gpt("eval", "-c", "runs/head/best", "--task", "finetune", "--data", "tweets-test.jsonl", "--json", "-q",
+              cwd=folder)  # fmt: skip
+    shutil.rmtree(folder / "runs/head")
     return row.json()["accuracy"]
 
 
 def test_pretraining_helps_to_tell_good_tweets_from_bad(base: Path, shared_data: Path, tmp_path: Path) -> None:
-    parts = write_tweets(shared_data / "cls/vader_tweets.jsonl", tmp_path)
     (tmp_path / "tweets.yaml").write_text(FINETUNE)
     shape = json.loads((base / "runs/base/latest/config.json").read_text())
     kept = ("n_layer", "n_head", "n_embd", "context_length", "position", "norm", "activation", "qk_norm", "bias")
@@ -127,14 +135,14 @@ def test_pretraining_helps_to_tell_good_tweets_from_bad(base: Path, shared_data:
         "pretrained": [f"init_from={base}/runs/base"],
         "scratch": [f"tokenizer={base}/tokenizer", *scratch],
     }
-    found = {
-        f"{start}, lm_coef {lm_coef}": mean(
-            accuracy(tmp_path, f"{start}-{lm_coef}", seed, f"finetune.lm_coef={lm_coef}", *overrides) for seed in SEEDS
-        )
-        for start, overrides in starts.items()
-        for lm_coef in (0.0, 0.5)
-    }
-    found["TF-IDF and logistic regression"] = baseline(parts)
-    print(json.dumps(found, indent=2))
+    found: dict[str, list[float]] = {}
+    for seed in SEEDS:
+        parts = write_tweets(shared_data / "cls/vader_tweets.jsonl", tmp_path, seed)
+        found.setdefault("TF-IDF and logistic regression", []).append(baseline(parts))
+        for (start, overrides), lm_coef in itertools.product(starts.items(), (0.0, 0.5)):
+            right = accuracy(tmp_path, seed, f"finetune.lm_coef={lm_coef}", *overrides)
+            found.setdefault(f"{start}, lm_coef {lm_coef}", []).append(right)
+    print(json.dumps({name: [round(x, 4) for x in (*of, mean(of))] for name, of in found.items()}, indent=2))
     for lm_coef in (0.0, 0.5):
-        assert found[f"pretrained, lm_coef {lm_coef}"] > found[f"scratch, lm_coef {lm_coef}"] + 0.02
+        gain = mean(found[f"pretrained, lm_coef {lm_coef}"]) - mean(found[f"scratch, lm_coef {lm_coef}"])
+        assert gain > 0.015  # twice the standard error of a difference over 2,500 tweets
