@@ -32,16 +32,31 @@ def token_logprobs(
     """log softmax(hidden @ head.T / temperature)[target] for every position, in fp32.
 
     hidden (B, T, C), head (padded vocabulary, C), targets (B, T) with IGNORE_INDEX where none is wanted: those
-    get 0. Returns log-probabilities (B, T) and, on request, the entropy of the distribution (B, T), in nats.
+    get 0. Returns log-probabilities (B, T) and, on request, the entropy of the distribution (B, T), in nats; 0 too
+    where no target is.
     """
     B, T, C = hidden.shape
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, head = hidden.to(dtype), head.to(dtype)
-    logprobs, entropies = _ChunkedLogProbs.apply(
-        hidden.reshape(B * T, C), head, targets.reshape(B * T), vocab_size, temperature, entropy
-    )
+    states, wanted = hidden.reshape(B * T, C), targets.reshape(B * T)
+    places = _some(wanted)
+    if places is not None:
+        states, wanted = states[places], wanted[places]
+    found = _ChunkedLogProbs.apply(states, head, wanted, vocab_size, temperature, entropy)
+    if places is not None:
+        found = [torch.zeros(B * T).index_copy(0, places, x) if len(x) else x for x in found]
+    logprobs, entropies = found
     return logprobs.view(B, T), entropies.view(B, T) if entropy else None
+
+
+def _some(targets: Tensor) -> Tensor | None:
+    """The places of the targets (N,) that are wanted, to be looked at alone: the head is most of a small model's work,
+    and prompts and padding want nothing of it. Not on a GPU, which would wait to know how many there are."""
+    if targets.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    places = (targets != IGNORE_INDEX).nonzero()[:, 0]
+    return places if 0 < len(places) < len(targets) else None
 
 
 @torch.no_grad()
@@ -94,7 +109,7 @@ class _ChunkedLogProbs(torch.autograd.Function):
             chosen = logp.gather(1, index)
             picked.append(chosen[:, 0].masked_fill(wanted == IGNORE_INDEX, 0.0))
             if entropy:
-                entropies.append(-(logp.exp() * logp).sum(1))
+                entropies.append(-(logp.exp() * logp).sum(1).masked_fill(wanted == IGNORE_INDEX, 0.0))
             if keep and any(ctx.needs_input_grad[:2]):
                 kept.append(logits if half else logp)
                 sums.append(logits.gather(1, index) - chosen)  # log-sum-exp (rows, 1), in fp32
@@ -109,7 +124,9 @@ class _ChunkedLogProbs(torch.autograd.Function):
         hidden, head, targets, H, *kept = ctx.saved_tensors
         grad_hidden: list[Tensor] = []
         grad_head = torch.zeros(head.shape, device=head.device, dtype=torch.float32)
-        grad_logprobs = grad_logprobs * (targets != IGNORE_INDEX)
+        wanted = targets != IGNORE_INDEX
+        grad_logprobs = grad_logprobs * wanted
+        grad_entropies = grad_entropies * wanted if ctx.entropy else grad_entropies
         for number, i in enumerate(range(0, hidden.shape[0], ctx.rows)):
             part = slice(i, min(i + ctx.rows, hidden.shape[0]))
             if ctx.kept:

@@ -16,9 +16,12 @@ def chunked(monkeypatch: pytest.MonkeyPatch, chunk: int, *, kept: bool = True) -
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("entropy", [False, True])
+@pytest.mark.parametrize("some", [True, False])  # only positions with a target meet the head, as on a CPU, or all
 def test_values_and_gradients_equal_autograd(
-    monkeypatch: pytest.MonkeyPatch, kept: bool, temperature: float, entropy: bool
+    monkeypatch: pytest.MonkeyPatch, kept: bool, temperature: float, entropy: bool, some: bool
 ) -> None:
+    if not some:
+        monkeypatch.setattr(lp, "_some", lambda targets: None)
     chunked(monkeypatch, 4 * 64 * 5, kept=kept)  # five rows a chunk
     torch.manual_seed(0)
     hidden = torch.randn(2, 9, 8, dtype=torch.float32, requires_grad=True)
@@ -33,7 +36,7 @@ def test_values_and_gradients_equal_autograd(
 
     full = ((hidden @ head.T)[..., :50] / temperature).log_softmax(-1)
     picked = full.gather(2, targets.clamp(min=0)[..., None])[..., 0] * (targets != lp.IGNORE_INDEX)
-    expected_entropy = -(full.exp() * full).sum(-1)
+    expected_entropy = -(full.exp() * full).sum(-1) * (targets != lp.IGNORE_INDEX)
     expected_loss = (picked * weights).sum() + ((expected_entropy * entropy_weights).sum() if entropy else 0)
     expected = torch.autograd.grad(expected_loss, (hidden, head))
 
@@ -78,6 +81,16 @@ def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch) -> None
     values.sum().backward()
     assert max(seen) == 16
     assert sum(seen) == 200  # forward, and again for the backward
+
+
+def test_a_row_without_any_target_gives_zeros_and_gradients_of_zero() -> None:
+    hidden, head = torch.randn(2, 7, 8, requires_grad=True), torch.randn(64, 8, requires_grad=True)
+    nothing = torch.full((2, 7), lp.IGNORE_INDEX)
+    values, entropy = lp.token_logprobs(hidden, head, nothing, vocab_size=50, entropy=True)
+    assert not values.any()
+    assert not entropy.any()
+    grads = torch.autograd.grad(values.sum() + entropy.sum(), (hidden, head))
+    assert not any(g.any() for g in grads)
 
 
 def test_entropy_is_at_least_zero_and_at_most_ln_vocab() -> None:
