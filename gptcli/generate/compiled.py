@@ -26,13 +26,13 @@ class FixedDecode:
     """A forward of one token per row over a whole cache, whose shapes stay.
 
     Keys up to the cache's capacity are read, those that a row has not written masked. Each new size of the cache is
-    made anew (compiled: seconds), which is why `rounded` sizes are powers of two.
+    made anew (compiled: seconds), which is why its sizes are powers of two.
     """
 
     def __init__(self, model: GPT, *, compiled: bool, dtype: torch.dtype = torch.float32) -> None:
         """Raises UserError where there is no compiler that `compiled` needs."""
         self._device, self._sizes = model.wte.weight.device, set[tuple[int, int]]()
-        self._config, self._dtype = model.config, dtype
+        self._config, self._dtype, self._fewest = model.config, dtype, 16 if compiled else 2
         self._graph: _Graph | None = None
         self._spare: KVCache | None = None
         on_gpu = self._device.type == "cuda"
@@ -48,6 +48,10 @@ class FixedDecode:
 
         options: dict[str, Any] | None = None if on_gpu else {"cpp_wrapper": True}
         self._step: Step = torch.compile(step, fullgraph=True, dynamic=False, options=options) if compiled else step
+
+    def size(self, rows: int, room: int) -> tuple[int, int]:
+        """Rows and capacity of the cache for so many rows and tokens in each."""
+        return rounded(rows, self._fewest), min(self._config.context_length, rounded(room, 16))
 
     def take(self, batch: int, capacity: int) -> KVCache:
         """An empty cache, with the graph of the last one that was given back if it has that size."""
@@ -112,6 +116,6 @@ class _Graph:
         return self._logits
 
 
-def rounded(size: int) -> int:
-    """The next power of two, at least 16 but for a single row."""
-    return 1 if size == 1 else max(16, 1 << (size - 1).bit_length())
+def rounded(size: int, least: int) -> int:
+    """The next power of two, at least `least` but for a single one."""
+    return 1 if size == 1 else max(least, 1 << (size - 1).bit_length())

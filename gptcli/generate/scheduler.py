@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.compiled import FixedDecode, rounded
+from gptcli.generate.compiled import FixedDecode
 from gptcli.generate.constrain import Constraint, keep_allowed
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
@@ -165,7 +165,7 @@ class Scheduler:
         room = max(min(self.limit, len(r.request.ids) + r.request.params.max_new_tokens) for r in self._rows)
         batch = len(self._rows)
         if self._decode is not None:
-            batch, room = rounded(batch), min(self.limit, rounded(room))
+            batch, room = self._decode.size(batch, room)
         if self._cache is None and self._decode is not None:
             self._cache = self._decode.take(batch, room)
         elif self._cache is None:

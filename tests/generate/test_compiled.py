@@ -48,7 +48,16 @@ def test_fixed_slots_are_the_cache(shape: dict[str, object]) -> None:
 
 
 def test_sizes_are_few() -> None:
-    assert [rounded(n) for n in (1, 2, 16, 17, 64, 65)] == [1, 16, 16, 32, 64, 128]
+    assert [rounded(n, 16) for n in (1, 2, 16, 17, 64, 65)] == [1, 16, 16, 32, 64, 128]
+    assert [rounded(n, 2) for n in (1, 2, 3, 17)] == [1, 2, 4, 32]
+
+
+def test_a_graphs_cache_is_hardly_larger_than_its_rows() -> None:
+    """One costs nothing to make, and a large model's cache does."""
+    graph = FixedDecode(make(), compiled=False)
+    assert graph.size(3, 20) == (4, 32)
+    assert graph.size(1, 7) == (1, 16)
+    assert graph.size(5, 1000) == (8, 32)  # no more than the context
 
 
 def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
