@@ -111,7 +111,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_been(world: Tiny) -> None:
 def test_supervised_finetuning(world: Tiny) -> None:
     for name, lora in (("sft", {}), ("sft-lora", {"lora": {"rank": 4, "alpha": 8}})):
         assert len(stage(world, "sft", "chat", name=name, **lora)) == 6
-    assert stage(world, "finetune", "labels", finetune={"task": "classification"})[-1]["val_accuracy"] >= 0
+    assert "val_accuracy" in stage(world, "finetune", "labels", finetune={"task": "classification"})[-1]
     out = gpt("classify", "-c", "runs/finetune", cwd=world.folder, stdin=b"aaaa\nbbbb\n")
     assert out.code == 0, out.err
     assert len(out.out.splitlines()) == 2

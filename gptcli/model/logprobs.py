@@ -112,9 +112,10 @@ class _ChunkedLogProbs(torch.autograd.Function):
                 entropies.append(-(logp.exp() * logp).sum(1).masked_fill(wanted == IGNORE_INDEX, 0.0))
             if keep and any(ctx.needs_input_grad[:2]):
                 kept.append(logits if half else logp)
-                sums.append(logits.gather(1, index) - chosen)  # log-sum-exp (rows, 1), in fp32
+                if half:
+                    sums.append(logits.gather(1, index) - chosen)  # log-sum-exp (rows, 1), in fp32
         H = torch.cat(entropies) if entropy else hidden.new_empty(0, dtype=torch.float32)
-        ctx.save_for_backward(hidden, head, targets, H, *kept, *(sums if half else ()))
+        ctx.save_for_backward(hidden, head, targets, H, *kept, *sums)
         ctx.rows, ctx.half, ctx.kept, ctx.vocab_size, ctx.temperature = rows, half, len(kept), vocab_size, temperature
         ctx.entropy = entropy
         return torch.cat(picked), H

@@ -133,7 +133,7 @@ def timed(call: Callable[[], object], rounds: int) -> float:
 
 def decode(shape: str, batches: list[int], only: list[str]) -> None:
     for name in only:
-        make = {"graph": ours, "compiled": compiled, "transformers": transformers_racer}[name]
+        make = {"graph": ours, "compiled": partial(ours, compiled=True), "transformers": transformers_racer}[name]
         started = time.perf_counter()
         run, read = make(shape)
         for batch in batches:
@@ -146,23 +146,18 @@ def decode(shape: str, batches: list[int], only: list[str]) -> None:
             print(json.dumps({**row, "until_first_s": round(first, 1)}), flush=True)
 
 
-def ours(shape: str) -> tuple[Callable[[int], None], int]:
+def ours(shape: str, *, compiled: bool = False) -> tuple[Callable[[int], None], int]:
     model = model_of(shape).eval().to(torch.bfloat16)
     engine = Engine(model, dtype=torch.bfloat16)
+    if compiled:
+        engine.compile()
     params = SamplingParams(max_new_tokens=NEW, top_k=TOP_K, ignore_eos=True)
 
     def run(batch: int) -> None:
         made = sum(1 for _ in engine.tokens(prompts(batch), params, logprobs=False))
         assert made == batch * NEW
 
-    run.engine = engine  # type: ignore[attr-defined]
     read = sum(p.numel() for name, p in model.named_parameters() if name != "wpe.weight") * 2
-    return run, read
-
-
-def compiled(shape: str) -> tuple[Callable[[int], None], int]:
-    run, read = ours(shape)
-    run.engine.compile()  # type: ignore[attr-defined]
     return run, read
 
 

@@ -145,4 +145,4 @@ def test_pretraining_helps_to_tell_good_tweets_from_bad(base: Path, shared_data:
     print(json.dumps({name: [round(x, 4) for x in (*of, mean(of))] for name, of in found.items()}, indent=2))
     for lm_coef in (0.0, 0.5):
         gain = mean(found[f"pretrained, lm_coef {lm_coef}"]) - mean(found[f"scratch, lm_coef {lm_coef}"])
-        assert gain > 0.015  # twice the standard error of a difference over 2,500 tweets
+        assert gain > 0.02  # the standard error of a difference over 2,500 tweets is 0.008
