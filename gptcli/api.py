@@ -17,7 +17,6 @@ from gptcli.errors import UserError
 from gptcli.eval.perplexity import join_documents, stream_logprobs
 from gptcli.generate import Completion, Engine, complete
 from gptcli.generate.completions import Scorer
-from gptcli.generate.pack import pack
 from gptcli.model import Output
 from gptcli.modeldir import ModelDir, load_model, open_model_dir
 from gptcli.tokenizer import StreamDecoder, Tokenizer
@@ -63,12 +62,7 @@ class LoadedModel:
     def packed(self, *, int8: bool = False, compile: bool = False) -> LoadedModel:
         """The same model in the form that generates fastest (generate/pack.py); int8 weights or a compiled step
         (generate/compiled.py) on request."""
-        if compile:
-            self.engine.compile()
-            return self
-        pack(self.model, int8=int8)
-        if self.engine.draft is not None:
-            pack(self.engine.draft, int8=int8)
+        self.engine.pack(int8=int8, compile=compile)
         return self
 
     @property

@@ -67,8 +67,6 @@ def chat(
     gpt chat < questions.txt > answers.txt
     """
     params = sampling.params_of(context)
-    if compile and int8:
-        raise UserError("--compile: does not go with --int8")
     loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
 
     from gptcli.cli.terminal import Terminal

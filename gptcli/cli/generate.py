@@ -126,8 +126,8 @@ def generate(
     prompter = _prompter(template, variables, instruction, examples, k, seed or 0)
     if prompter is not None:
         params = replace(params, stop=[*params.stop, *prompter.template.stop])
-    if compile and (int8 or draft is not None):
-        raise UserError(f"--compile: does not go with {'--int8' if int8 else '--draft'}")
+    if compile and draft is not None:
+        raise UserError("--compile: does not go with --draft")
     if input_file is not None:
         if prompt is not None or samples > 1 or echo is not None:
             raise UserError("-i: each line is a prompt and gets one text: without PROMPT, --samples and --echo")

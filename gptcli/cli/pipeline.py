@@ -64,14 +64,10 @@ def _run(
     engine: Engine, params: SamplingParams, options: Options, write: Callable[[bytes], None], file: RowFile | None
 ) -> None:
     from gptcli.data.sources import refuse
-    from gptcli.generate.pack import pack
     from gptcli.generate.pipeline import generate_rows
 
     # after the model's fingerprint was taken
-    if options.compile:
-        engine.compile()
-    else:
-        pack(engine.model, int8=options.int8)
+    engine.pack(int8=options.int8, compile=options.compile)
     with _Report(options, file) as report, _signals_raise(report):
         completions = generate_rows(
             engine,

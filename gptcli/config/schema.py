@@ -182,7 +182,9 @@ class TrainBlock:
     sample_every: int = key(0, "steps between samples of text; 0: never", ge=0)
     sample_prompt: str = key("", "what those samples continue")
     precision: Literal["auto", "fp32", "bf16"] = key("auto", "auto: bf16 where the hardware has it, else fp32")
-    compile: Literal["auto"] | bool = key(False, "torch.compile the model; auto: on a GPU only")
+    compile: Literal["auto"] | bool = key(
+        False, "torch.compile the model (rlhf-ppo, rlhf-grpo: the step by which it writes); auto: on a GPU only"
+    )
     loggers: list[Literal["tensorboard"]] = key([], "extra metric writers beside metrics.jsonl")
 
 

@@ -60,8 +60,8 @@ def _rlhf_problem(recipe: Recipe) -> str | None:
         return "tokenizer: has no meaning here; it is the checkpoint's"
     if recipe.data.path or recipe.data.mixture:
         return "data.path, data.mixture: hold tokens; name .jsonl files in data.train or data.source"
-    if recipe.train.compile:
-        return "train.compile: rows of rlhf differ in width, so that each step would be compiled anew; leave it out"
+    if recipe.train.compile and not isinstance(recipe, PPORecipe | GRPORecipe):
+        return "train.compile: pairs differ in width, so that each step would be compiled anew; leave it out"
     if isinstance(recipe, PPORecipe):
         return _rollout_problem("ppo", recipe.ppo, recipe) or _held_out_problem(recipe)
     if isinstance(recipe, GRPORecipe):

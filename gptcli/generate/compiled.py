@@ -1,14 +1,14 @@
 """The step that gives every row one token, made once and called many times: where the model is small or the device
 fast, Python takes longer to say what to compute than the computing takes.
 
-On a CPU torch.compile makes it one program. On a GPU it is a CUDA graph, which costs nothing to make and is the
+On a CPU torch.compile makes one program of it. On a GPU it is a CUDA graph, which costs nothing to make and is the
 default; compiled as well, it has fewer kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -17,44 +17,34 @@ from gptcli.config.gpus import has_cpp_compiler
 from gptcli.dist.runtime import autocast
 from gptcli.errors import UserError
 from gptcli.model import GPT, KVCache
-from gptcli.model.kv_cache import FixedSlots
+from gptcli.model.kv_cache import SlotView
 
 Step = Callable[[Tensor, Tensor, list[Tensor], list[Tensor]], Tensor]
 
 
-class FixedDecode:
-    """A forward of one token per row over a whole cache, whose shapes stay.
+class Decode:
+    """A forward of one token per row over the first rows of a cache."""
 
-    Keys up to the cache's capacity are read, those that a row has not written masked. Each new size of the cache is
-    made anew (compiled: seconds), which is why its sizes are powers of two.
-    """
-
-    def __init__(self, model: GPT, *, compiled: bool, dtype: torch.dtype = torch.float32) -> None:
-        """Raises UserError where there is no compiler that `compiled` needs."""
-        self._device, self._sizes = model.wte.weight.device, set[tuple[int, int]]()
-        self._config, self._dtype, self._fewest = model.config, dtype, 16 if compiled else 2
-        self._graph: _Graph | None = None
+    def __init__(self, model: GPT, dtype: torch.dtype = torch.float32) -> None:
+        self._config, self._device, self._dtype = model.config, model.wte.weight.device, dtype
         self._spare: KVCache | None = None
-        on_gpu = self._device.type == "cuda"
-        if compiled and not on_gpu and not has_cpp_compiler():
-            raise UserError("compile: this machine has no C++ compiler (g++ or clang++), which torch.compile needs")
         narrower = dtype if model.wte.weight.dtype != dtype else torch.float32  # a policy in training has fp32 weights
 
         def step(tokens: Tensor, slots: Tensor, k: list[Tensor], v: list[Tensor]) -> Tensor:
             with autocast(self._device, narrower, cache=False):
-                logits = model(tokens, cache=FixedSlots(k, v, slots), last_only=True).logits
+                logits = model(tokens, cache=SlotView(k, v, slots), last_only=True).logits
             assert logits is not None
             return logits[:, -1]
 
-        options: dict[str, Any] | None = None if on_gpu else {"cpp_wrapper": True}
-        self._step: Step = torch.compile(step, fullgraph=True, dynamic=False, options=options) if compiled else step
+        # torch.compile counts its programs by code object, and gives up at the ninth: each model has one of its own
+        self._step: Step = FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__)
 
     def size(self, rows: int, room: int) -> tuple[int, int]:
         """Rows and capacity of the cache for so many rows and tokens in each."""
-        return rounded(rows, self._fewest), min(self._config.context_length, rounded(room, 16))
+        return rows, room
 
     def take(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache, with the graph of the last one that was given back if it has that size."""
+        """An empty cache: the last one that was given back, with its graph, if it has that size."""
         spare, self._spare = self._spare, None
         if spare is not None and (spare.batch, spare.capacity) == (batch, capacity):
             return spare
@@ -66,27 +56,70 @@ class FixedDecode:
 
     def __call__(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
         """(rows, V): what follows `tokens`, one for each of the cache's first rows; on a GPU until the next call."""
-        idle = cache.batch - len(tokens)
-        # what an idle row writes into its first slot, a prompt overwrites
-        inputs = torch.tensor([[*tokens, *[0] * idle], [*cache.lengths[: len(tokens)], *[0] * idle]])[..., None]
-        if self._device.type == "cuda":
-            if self._graph is None or not self._graph.is_of(cache):
-                self._graph = None  # its memory first
-                self._graph = _Graph(self._step, cache)
-            logits = self._graph(inputs)
-        else:
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=self._seen(cache)):
-                logits = self._step(inputs[0], inputs[1], cache.k, cache.v)
+        logits = self._logits(tokens, cache)
         for row in range(len(tokens)):
             cache.set_length(row, cache.length(row) + 1)
-        return logits[: len(tokens)]
+        return logits
 
-    def _seen(self, cache: KVCache) -> bool:
-        """Whether a cache of this size was compiled before; then nothing that was checked can have changed."""
-        size = (cache.batch, cache.capacity)
-        before = size in self._sizes
-        self._sizes.add(size)
-        return before
+    def _logits(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        raise NotImplementedError
+
+
+class CompiledDecode(Decode):
+    """On a CPU: a program of loops for any number of rows, which reads as far as the longest is written, and one for a
+    single row. Each is compiled, for seconds, when it is first needed."""
+
+    def __init__(self, model: GPT, dtype: torch.dtype = torch.float32) -> None:
+        """Raises UserError where there is no compiler."""
+        super().__init__(model, dtype)
+        if not has_cpp_compiler():
+            raise UserError("compile: this machine has no C++ compiler (g++ or clang++), which torch.compile needs")
+        self._step = torch.compile(self._step, fullgraph=True, options={"cpp_wrapper": True})
+        self._alone_or_not = set[bool]()  # which of the two are compiled
+
+    def _logits(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        rows, lengths = len(tokens), cache.lengths[: len(tokens)]
+        end, alone = max(1, *lengths) + 1, rows == 1  # a size of 1 would be a constant
+        inputs, slots = torch.tensor([tokens, lengths])[..., None]
+        k, v = ([stored[:rows, :, :end] for stored in kind] for kind in (cache.k, cache.v))
+        compiled = alone in self._alone_or_not
+        if not compiled:
+            self._alone_or_not.add(alone)
+            _sizes_vary([inputs, slots, *k, *v] if not alone else [], dim=0)
+            _sizes_vary([*k, *v], dim=2)
+        # Once compiled, nothing that its guards would check can have changed: looking at them takes 0.1 ms.
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=compiled):
+            return self._step(inputs, slots, k, v)
+
+
+def _sizes_vary(tensors: Sequence[Tensor], dim: int) -> None:
+    """Compiling raises an error rather than take such a size for a constant."""
+    for tensor in tensors:
+        torch._dynamo.mark_dynamic(tensor, dim)
+
+
+class GraphDecode(Decode):
+    """On a GPU: a graph over a whole cache, in which keys up to the capacity are read, those not written masked. Each
+    new size of the cache is made anew (compiled: seconds), which is why its sizes are powers of two."""
+
+    def __init__(self, model: GPT, dtype: torch.dtype = torch.float32, *, compiled: bool = False) -> None:
+        super().__init__(model, dtype)
+        self._fewest = 16 if compiled else 2
+        self._graph: _Graph | None = None
+        if compiled:
+            self._step = torch.compile(self._step, fullgraph=True, dynamic=False)
+
+    def size(self, rows: int, room: int) -> tuple[int, int]:
+        return rounded(rows, self._fewest), min(self._config.context_length, rounded(room, 16))
+
+    def _logits(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
+        idle = [0] * (cache.batch - len(tokens))
+        # what an idle row writes into its first slot, a prompt overwrites
+        inputs = torch.tensor([[*tokens, *idle], [*cache.lengths[: len(tokens)], *idle]])[..., None]
+        if self._graph is None or not self._graph.is_of(cache):
+            self._graph = None  # its memory first
+            self._graph = _Graph(self._step, cache)
+        return self._graph(inputs)[: len(tokens)]
 
 
 class _Graph:
@@ -94,17 +127,18 @@ class _Graph:
 
     def __init__(self, step: Step, cache: KVCache) -> None:
         self._memory = [*cache.k, *cache.v]
+        k, v = ([stored[:, :, : cache.capacity] for stored in kind] for kind in (cache.k, cache.v))
         self._inputs = torch.zeros(2, cache.batch, 1, dtype=torch.long, device=cache.k[0].device)
         self._inputs[1] = cache.capacity - 1  # free in every row that is to be given a token
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):
             for _ in range(2):  # compiles, tunes and lets libraries take their work space
-                step(self._inputs[0], self._inputs[1], cache.k, cache.v)
+                step(self._inputs[0], self._inputs[1], k, v)
         torch.cuda.current_stream().wait_stream(aside)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._logits = step(self._inputs[0], self._inputs[1], cache.k, cache.v)
+            self._logits = step(self._inputs[0], self._inputs[1], k, v)
 
     def is_of(self, cache: KVCache) -> bool:
         now = [*cache.k, *cache.v]

@@ -11,7 +11,8 @@ import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.compiled import FixedDecode
+from gptcli.generate.compiled import CompiledDecode, Decode, GraphDecode
+from gptcli.generate.pack import pack
 from gptcli.generate.processors import Processors
 from gptcli.generate.scheduler import DraftCounts, Request, Scheduler, Token, check_room
 from gptcli.generate.speculative import SpeculativeScheduler
@@ -63,18 +64,30 @@ class Engine:
         self.draft, self.draft_tokens = draft, draft_tokens
         self.device = model.wte.weight.device
         self._processors: OrderedDict[str, Processors] = OrderedDict()
-        on_gpu = self.device.type == "cuda"
-        self._decode = FixedDecode(model, compiled=False, dtype=dtype) if on_gpu else None
+        self._decode: Decode | None = GraphDecode(model, dtype) if self.device.type == "cuda" else None
 
     def scheduler(self, max_rows: int) -> Scheduler | SpeculativeScheduler:
         if self.draft is not None:
             return SpeculativeScheduler(self.model, self.draft, self.draft_tokens, dtype=self.dtype)
         return Scheduler(self.model, max_rows=max_rows, dtype=self.dtype, decode=self._decode)
 
+    def pack(self, *, int8: bool = False, compile: bool = False) -> None:
+        """Bring the models into the form that generates fastest (pack.py), or that in int8, or compile the step. A
+        compiled step reads fp32 weights as they are: its loops for a single row are faster than a layout."""
+        if int8 or not compile:
+            for model in (self.model, self.draft):
+                if model is not None:
+                    pack(model, int8=int8)
+        if compile:
+            self.compile()
+
     def compile(self) -> None:
-        """Compile the step that gives each row a token (compiled.py): it takes seconds, at the first text of each size.
+        """Compile the step that gives each row a token (compiled.py): it takes seconds, when first needed.
         Raises UserError where there is no compiler."""
-        self._decode = FixedDecode(self.model, compiled=True, dtype=self.dtype)
+        if self.device.type == "cuda":
+            self._decode = GraphDecode(self.model, self.dtype, compiled=True)
+        else:
+            self._decode = CompiledDecode(self.model, self.dtype)
 
     def session(self, max_rows: int = MAX_ROWS) -> Session:
         return Session(self, max_rows)

@@ -6,7 +6,9 @@ is 1.5 times as fast here, and int8 reads a quarter of the bytes. The model can 
 
 from __future__ import annotations
 
+import itertools
 import warnings
+import weakref
 
 import torch
 import torch.nn.functional as F
@@ -14,54 +16,102 @@ from torch import Tensor, nn
 
 from gptcli.model import GPT
 
+WIDE = 1 << 15  # outputs from which oneDNN's int8 product is faster than fbgemm's, which goes over them twice
 LARGE = 1 << 19  # elements of a matrix from which oneDNN's layout pays: each call of it takes 50 microseconds more
 
 
-class BlockedLinear(nn.Module):
+class Packed(nn.Module):
+    """A matrix in a layout that torch.compile cannot hold; a compiled step knows it by its number."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.number = width, next(_numbers)
+        _packed[self.number] = self
+
+    def product(self, x: Tensor) -> Tensor:
+        """x (..., K) times the matrix: (..., width)."""
+        return _product(x, self.number, self.width) if torch.compiler.is_compiling() else self.multiply(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+_numbers = itertools.count()
+_packed = weakref.WeakValueDictionary[int, Packed]()
+
+
+@torch.library.custom_op("gptcli::packed_product", mutates_args=())
+def _product(x: Tensor, number: int, width: int) -> Tensor:
+    return _packed[number].multiply(x)
+
+
+@_product.register_fake
+def _product_shape(x: Tensor, number: int, width: int) -> Tensor:
+    return x.new_empty(*x.shape[:-1], width)
+
+
+class BlockedLinear(Packed):
     """nn.Linear with its weight in oneDNN's layout; the same numbers up to the order of sums.
 
     `weight` is kept where a head needs it for log-probabilities too; tied, it is the embedding and costs nothing.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> None:
-        super().__init__()
+        super().__init__(len(weight))
         self.weight, self.bias = weight if keep else None, bias
         self.blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.product(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.blocked, self.bias, "none", [], "")
 
 
-class Int8Linear(nn.Module):
+class Int8Linear(Packed):
     """nn.Linear with int8 weights, one scale per output, and activations rounded with one scale per row of the batch.
 
     So rows do not influence one another, and one large activation does not cost the others their precision. On a
-    CPU it computes in int8 (fbgemm); elsewhere the weights are stored as int8 and widened for each product.
+    CPU it computes in int8 (fbgemm, a wide head by oneDNN); elsewhere the weights are stored as int8 and widened for
+    each product.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__()
+        super().__init__(len(weight))
         self.scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
-        self.bias, self.packed = bias, None
+        self.bias, self.packed, self.wide = bias, None, None
         self.int8 = (weight / self.scale[:, None]).round().to(torch.int8)
         # Without VNNI, sums of two int8 products overflow unless activations keep to 7 bits.
         self.levels = 127 if torch.cpu._is_vnni_supported() else 63
-        if weight.device.type == "cpu":
+        if weight.device.type != "cpu":
+            return
+        zeros = torch.zeros(len(weight), dtype=torch.long)
+        if len(weight) >= WIDE and self.levels == 127 and torch.backends.mkldnn.is_available():
+            self.wide = torch.ops.onednn.qlinear_prepack(self.int8, None), self.scale, zeros
+        else:
             with warnings.catch_warnings():  # quantized tensors are deprecated; fbgemm has no other door yet
                 warnings.simplefilter("ignore")
-                zeros = torch.zeros(len(self.scale), dtype=torch.long)
                 quantized = torch.quantize_per_channel(weight, self.scale, zeros, 0, torch.qint8)
             self.packed = torch.ops.quantized.linear_prepack(quantized, None)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.packed is None:
+        if self.packed is None and self.wide is None:
             y = F.linear(x, self.int8.to(x.dtype)) * self.scale.to(x.dtype)
             return y if self.bias is None else y + self.bias
         largest = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12)
-        y = self._product(x / largest, 1 / self.levels, self.levels + 1, self.packed)
+        y = self.product(x / largest)
         return y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
 
-    _product = staticmethod(torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32)
+    def multiply(self, x: Tensor) -> Tensor:
+        """x lies in -1 to 1."""
+        if self.wide is not None:
+            levels = (x * self.levels).round_().add_(self.levels + 1).to(torch.uint8)
+            scale = 1 / self.levels, self.levels + 1
+            return torch.ops.onednn.qlinear_pointwise(
+                levels, *scale, *self.wide, None, 1.0, 0, torch.float32, "none", [], ""
+            )
+        op = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
+        return op(x, 1 / self.levels, self.levels + 1, self.packed)
 
     @property
     def weight(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.compiled import FixedDecode
+from gptcli.generate.compiled import Decode
 from gptcli.generate.constrain import Constraint, keep_allowed
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
@@ -118,7 +118,7 @@ class Scheduler:
         *,
         max_rows: int,
         dtype: torch.dtype = torch.float32,
-        decode: FixedDecode | None = None,
+        decode: Decode | None = None,
     ) -> None:
         self.model, self.max_rows, self._decode = model, max_rows, decode
         self.device, self.limit = model.wte.weight.device, model.config.context_length

@@ -144,30 +144,29 @@ class KVCache:
         self.batch, self.capacity = batch, capacity
 
 
-class FixedSlots:
-    """A cache's memory for one token per row, the slots (B, 1) given as a tensor.
+class SlotView:
+    """A cache's memory (B, kv heads, S, D) for one token per row, whose slots (B, 1) are given as a tensor.
 
-    Its shapes do not depend on what it holds, so a forward with it can be compiled once: all slots are read, and
-    those beyond a row's own are masked.
+    Nothing is counted on the host, so a forward with it can be compiled or captured: all S slots are read, and those
+    beyond a row's own are masked.
     """
 
     def __init__(self, k: list[Tensor], v: list[Tensor], slots: Tensor) -> None:
         self.k, self.v, self.slots = k, v, slots
-        self.capacity = k[0].shape[2] - 1
 
     def begin(self, tokens: Tensor, attention_mask: Tensor | None) -> CacheStep:
         assert attention_mask is None
-        return CacheStep(self.slots, [], 0, self.capacity, False, None)
+        return CacheStep(self.slots, [], 0, self.k[0].shape[2], False, None)
 
     def update(self, layer: int, k: Tensor, v: Tensor, step: CacheStep) -> tuple[Tensor, Tensor]:
         rows = torch.arange(k.shape[0], device=k.device)
         for stored, new in ((self.k[layer], k), (self.v[layer], v)):
             # as an index, which torch.compile writes in place; a scatter copies the whole cache
             stored[rows, :, step.slots[:, 0]] = new[:, :, 0].to(stored.dtype)
-        return self.k[layer][:, :, : self.capacity], self.v[layer][:, :, : self.capacity]
+        return self.k[layer], self.v[layer]
 
     def advance(self, step: CacheStep) -> None:
         """Whoever made the slots counts the lengths."""
 
 
-Cache = KVCache | FixedSlots
+Cache = KVCache | SlotView

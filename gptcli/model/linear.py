@@ -36,6 +36,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling() and _one_row(x):
         y = (weight * x.flatten()).sum(-1).view(*x.shape[:-1], -1)  # compiled into one loop with what stands around it
         return y if bias is None else y + bias
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled() and _may_go_to_onednn(x, weight):
+        return _opaque(x, weight, bias)  # which chooses when it runs, so that a program serves any number of rows
     if not _by_onednn(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
@@ -49,11 +51,14 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _by_onednn(x: Tensor, weight: Tensor) -> bool:
+    return _may_go_to_onednn(x, weight) and x.numel() * weight.shape[0] >= WORTH
+
+
+def _may_go_to_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
         ONEDNN_IS_FASTER
         and x.device.type == "cpu"
         and x.dtype == weight.dtype == torch.float32
-        and x.numel() * weight.shape[0] >= WORTH
         and not torch.is_autocast_enabled("cpu")
     )
 
@@ -65,13 +70,17 @@ def _one_row(x: Tensor) -> bool:
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling():
         return _opaque(x, weight, bias)
+    return _to_onednn(x, weight, bias)
+
+
+def _to_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 # torch.compile takes oneDNN's op for one of its own, on weights that it has packed itself.
 @torch.library.custom_op("gptcli::onednn_linear", mutates_args=())
 def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return _to_onednn(x, weight, bias) if _by_onednn(x, weight) else F.linear(x, weight, bias)
 
 
 @_opaque.register_fake

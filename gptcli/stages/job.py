@@ -101,6 +101,17 @@ class Job(Generic[R]):
         self.runtime.barrier()
         return folder
 
+    @cached_property
+    def compiles(self) -> bool:
+        """Whether train.compile asks for it here; without a C++ compiler, says so once and runs uncompiled."""
+        wanted, on_cpu = self.recipe.train.compile, self.runtime.device.type == "cpu"
+        if not wanted or (wanted == "auto" and on_cpu):
+            return False
+        if on_cpu and not has_cpp_compiler():
+            self.say("train.compile: no C++ compiler on this machine, so the model runs uncompiled")
+            return False
+        return True
+
     def start(self, tokenizer: Tokenizer, data_hash: str, build: Callable[[], GPT] | None = None) -> Started:
         """The job with the model to begin with (`build`'s, or build_model's), or with the latest of the run that is
         resumed. Raises UserError where tokenizer or data are not those that the run began with."""
@@ -140,11 +151,20 @@ class Started:
         return pick_plan(job.recipe, self.model.config, job.runtime, job.say, dtype=job.dtype, **sizes)
 
     def train(
-        self, plan: TrainPlan, source: BatchSource, objective: Objective, held_out: Sequence[Batch] = (), **around: Any
+        self,
+        plan: TrainPlan,
+        source: BatchSource,
+        objective: Objective,
+        held_out: Sequence[Batch] = (),
+        *,
+        widths_stay: bool = True,
+        **around: Any,
     ) -> dict[str, Any]:
-        """Train and return the summary. `around`: what else the run does, as TrainingRun has it."""
+        """Train and return the summary. widths_stay: rows are as wide in each step, so that a model can be compiled.
+        `around`: what else the run does, as TrainingRun has it."""
         job = self.job
-        if self._compile():
+        if widths_stay and job.compiles:
+            self.model.compile(dynamic=False)  # in place, so that parameter names stay
             objective = _by_cudnn(objective, job.runtime.device)
         training = TrainingRun(
             recipe=job.recipe,
@@ -164,17 +184,6 @@ class Started:
             **around,
         )
         return training.execute()
-
-    def _compile(self) -> bool:
-        """torch.compile in place, so that parameter names stay; without a C++ compiler, say so once and run eager."""
-        wanted, on_cpu = self.job.recipe.train.compile, self.job.runtime.device.type == "cpu"
-        if not wanted or (wanted == "auto" and on_cpu):
-            return False
-        if on_cpu and not has_cpp_compiler():
-            self.job.say("train.compile: no C++ compiler on this machine, so the model runs uncompiled")
-            return False
-        self.model.compile(dynamic=False)
-        return True
 
 
 def _by_cudnn(objective: Objective, device: torch.device) -> Objective:

@@ -46,6 +46,8 @@ def run_rollouts(job: Job[PPORecipe] | Job[GRPORecipe], method: Method) -> dict[
     started = job.start(tokenizer, fingerprint(recipe), partial(policy, job, method.heads))
     reference = load_model(job.base, device=runtime.device).requires_grad_(False)
     plan, engine = started.plan(), Engine(started.model, tokenizer, dtype=job.dtype)
+    if job.compiles:
+        engine.compile()
     sampler = partial(
         Sampler,
         reference=reference,
@@ -74,6 +76,7 @@ def run_rollouts(job: Job[PPORecipe] | Job[GRPORecipe], method: Method) -> dict[
         plan,
         source,
         method.objective,
+        widths_stay=False,
         measure=held_out.measure if held_out else None,
         figures=lambda: source.metrics,
     )

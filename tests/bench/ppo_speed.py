@@ -4,7 +4,8 @@ python tests/bench/ppo_speed.py [--shape 1m|10m] [--prompts 64] [--rounds 7]
 
 A step is what `gpt rlhf-ppo` does with one rollout: responses of 48 tokens to prompts of 16, their scoring (the
 policy's and the reference's log-probabilities, values, a reward function), and 4 epochs of learning from them. Raced
-are the samples a second of the responses alone; the whole rollout stands beside them. Once all responses have their
+are the samples a second of the responses alone, by the plain step and by the compiled one (train.compile: true); the
+whole rollout stands beside them. Once all responses have their
 full length; once they end by themselves, as a trained policy's do: then a row that has ended costs ours nothing more.
 """
 
@@ -49,6 +50,7 @@ SHAPES = {
     "10m": {"n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256, "vocab_size": 2048},
 }
 PROMPT, NEW, EPOCHS = 16, 48, 4
+OURS = ("responses", "compiled", "rollout")
 REWARD = "def score(prompts, responses):\n    return [len(r) / 100 for r in responses]\n"
 
 
@@ -67,17 +69,18 @@ def main() -> None:
 def measure(folder: Path, rounds: int, ends: bool) -> dict[str, Any]:
     parts: dict[str, list[float]] = {}
     ours, tokens = responses(folder, ends)
+    compiled, _ = responses(folder, ends, compiled=True)
     step = partial(ppo_step(folder, ends), parts)
-    race({"responses": ours, "transformers": transformers_racer(folder, ends), "step": step}, parts, rounds)
+    theirs = transformers_racer(folder, ends)
+    race({"responses": ours, "compiled": compiled, "transformers": theirs, "step": step}, parts, rounds)
     seconds, count = {part: statistics.median(times) for part, times in parts.items()}, len(read_ids(folder))
     return {
         "tokens_per_response": round(statistics.mean(tokens) / count, 1),
         "threads": torch.get_num_threads(),
         "seconds": {part: round(value, 3) for part, value in seconds.items()},
         "rollout_share_of_step": round(seconds["rollout"] / seconds["step"], 2),
-        "samples_per_second": {p: round(count / seconds[p], 1) for p in ("responses", "rollout", "transformers")},
-        "responses_over_transformers": round(median_ratio(parts["transformers"], parts["responses"]), 2),
-        "rollout_over_transformers": round(median_ratio(parts["transformers"], parts["rollout"]), 2),
+        "samples_per_second": {p: round(count / seconds[p], 1) for p in (*OURS, "transformers")},
+        "over_transformers": {p: round(median_ratio(parts["transformers"], parts[p]), 2) for p in OURS},
     }
 
 
@@ -135,13 +138,16 @@ def make_recipe(folder: Path, prompts: int, ends: bool) -> Recipe:
     return build_recipe(tree, where="ppo_speed", stage="rlhf-ppo")
 
 
-def make_sampler(folder: Path, recipe: Any, rows: int) -> tuple[GPT, Sampler]:
+def make_sampler(folder: Path, recipe: Any, rows: int, *, compiled: bool = False) -> tuple[GPT, Sampler]:
     """The policy with a value head, and what draws its responses in `gpt rlhf-ppo`."""
     base = open_model_dir(folder / "base")
     config, weights = with_heads(base.config, read_weights(base.path, base.config), {"value": 0.0}, seed=0)
     policy, tokenizer = model_of(config, weights).train(), base.require_tokenizer()
+    engine = Engine(policy, tokenizer)
+    if compiled:
+        engine.compile()
     sampler = Sampler(
-        Engine(policy, tokenizer),
+        engine,
         load_model(base).requires_grad_(False),
         Rewards(recipe.reward, tokenizer, Runtime(), torch.float32),
         block=recipe.ppo,
@@ -156,10 +162,10 @@ def read_ids(folder: Path) -> list[list[int]]:
     return json.loads((folder / "prompts.json").read_text())
 
 
-def responses(folder: Path, ends: bool) -> tuple[Callable[[], None], list[int]]:
+def responses(folder: Path, ends: bool, *, compiled: bool = False) -> tuple[Callable[[], None], list[int]]:
     """The racer, and the tokens that it has written each time."""
     ids, tokens = read_ids(folder), list[int]()
-    policy, sampler = make_sampler(folder, make_recipe(folder, len(ids), ends), len(ids))
+    policy, sampler = make_sampler(folder, make_recipe(folder, len(ids), ends), len(ids), compiled=compiled)
     policy.eval()
 
     def run() -> None:

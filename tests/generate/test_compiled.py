@@ -9,9 +9,9 @@ from gptcli.config.gpus import has_cpp_compiler
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate import Engine
-from gptcli.generate.compiled import FixedDecode, rounded
+from gptcli.generate.compiled import CompiledDecode, GraphDecode, rounded
 from gptcli.model import GPT, KVCache
-from gptcli.model.kv_cache import FixedSlots
+from gptcli.model.kv_cache import SlotView
 from tests.conftest import Tiny, gpt
 
 
@@ -31,16 +31,14 @@ SHAPES = [
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_fixed_slots_are_the_cache(shape: dict[str, object]) -> None:
+def test_a_view_of_slots_is_the_cache(shape: dict[str, object]) -> None:
     model = make(**shape)
     prompts = [[1, 2, 3, 4, 5], [6], [7, 8]]
     with torch.inference_mode():
         cache = KVCache(model.config, 4, 16)
         for row, ids in enumerate(prompts):
             model(torch.tensor([ids]), cache=cache.rows(row, row + 1))
-        fixed = FixedSlots(
-            [k.clone() for k in cache.k], [v.clone() for v in cache.v], torch.tensor([[5], [1], [2], [0]])
-        )
+        fixed = SlotView([k.clone() for k in cache.k], [v.clone() for v in cache.v], torch.tensor([[5], [1], [2], [0]]))
         tokens = torch.tensor([[9], [10], [11], [0]])
         plain = model(tokens, cache=cache, last_only=True).logits
         ours = model(tokens, cache=fixed, last_only=True).logits
@@ -54,7 +52,7 @@ def test_sizes_are_few() -> None:
 
 def test_a_graphs_cache_is_hardly_larger_than_its_rows() -> None:
     """One costs nothing to make, and a large model's cache does."""
-    graph = FixedDecode(make(), compiled=False)
+    graph = GraphDecode(make())
     assert graph.size(3, 20) == (4, 32)
     assert graph.size(1, 7) == (1, 16)
     assert graph.size(5, 1000) == (8, 32)  # no more than the context
@@ -64,7 +62,7 @@ def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("CXX", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"no C\+\+ compiler"):
-        FixedDecode(make(), compiled=True)
+        CompiledDecode(make())
 
 
 @pytest.mark.slow
@@ -79,6 +77,39 @@ def test_compiled_texts_are_the_same() -> None:
     assert {(t.key, t.id) for t in compiled.tokens(prompts, params)} == expected
     # two rows at a time: others join as these end
     assert {(t.key, t.id) for t in compiled.tokens(prompts, params, max_rows=2)} == expected
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+def test_two_programs_serve_all_sizes() -> None:
+    """Rows as many as heads or slots, caches of other strides: none of it is taken for a constant."""
+    model = make(n_head=4, context_length=128)
+    decode = CompiledDecode(model)
+    torch._dynamo.utils.counters.clear()
+    for rows, batch, capacity, written in [
+        (4, 4, 32, 8), (3, 4, 32, 20), (3, 4, 64, 33), (8, 8, 8, 7), (64, 64, 100, 2), (1, 1, 16, 1), (1, 4, 64, 40),
+        (2, 2, 2, 1), (32, 40, 128, 127),
+    ]:  # fmt: skip
+        caches = [KVCache(model.config, batch, capacity) for _ in range(2)]
+        with torch.inference_mode():
+            prompts = torch.randint(0, 70, (rows, written), generator=torch.Generator().manual_seed(rows))
+            tokens = prompts[:, -1].tolist()
+            for cache in caches:
+                model(prompts, cache=cache.rows(0, rows), last_only=True)
+                cache.set_length(rows - 1, 0)  # ragged; alone, all that there is
+            plain = model(torch.tensor(tokens)[:, None], cache=caches[0].rows(0, rows), last_only=True).logits
+            torch.testing.assert_close(decode(tokens, caches[1]), plain[:, -1], atol=1e-4, rtol=1e-4)
+        assert caches[0].lengths == caches[1].lengths
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+def test_any_number_of_models_can_be_compiled() -> None:
+    engines = [Engine(make(n_embd=32 + 2 * i)) for i in range(9)]
+    for engine in engines:
+        engine.compile()
+        assert len(list(engine.tokens([[5]], SamplingParams(max_new_tokens=3)))) == 3
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gptcli.config.gpus import has_cpp_compiler
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.generate import Engine
 from gptcli.generate import pack as packing
@@ -74,6 +75,30 @@ def test_int8_rounds_each_output_by_its_own_scale() -> None:
     elsewhere.packed = None  # as on a GPU: widened for the product
     torch.testing.assert_close(elsewhere(x), exact + 1, atol=1e-3, rtol=1e-4)
     assert ((on_device - exact).abs().amax(0) <= 0.05 * weight.norm(dim=1) * x.norm(dim=1).max()).all()
+
+
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="oneDNN's sums of int8 need VNNI")
+def test_a_wide_head_rounds_as_the_other_matrices_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, x = torch.randn(50, 32), torch.randn(3, 1, 32)
+    narrow = Int8Linear(weight, None)
+    monkeypatch.setattr(packing, "WIDE", 50)
+    wide = Int8Linear(weight, None)
+    assert wide.packed is None
+    torch.testing.assert_close(wide(x), narrow(x), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
+@pytest.mark.parametrize("int8", [False, True])
+def test_packed_and_compiled_it_writes_the_same(int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "LARGE", 0)
+    model = pack(make(), int8=int8)
+    plain, compiled = Engine(model), Engine(model)
+    compiled.compile()
+    params = SamplingParams(max_new_tokens=30, temperature=0.8)
+    for prompts in ([[1, 2, 3], [4], list(range(20))], [[5]]):
+        expected = {(t.key, t.id) for t in plain.tokens(prompts, params)}
+        assert {(t.key, t.id) for t in compiled.tokens(prompts, params)} == expected
 
 
 def test_the_command_line(tiny: Tiny) -> None:
