@@ -163,7 +163,9 @@ class BatchRamp:
 class TrainBlock:
     max_steps: int | None = key(None, "optimizer steps", ge=1)
     max_tokens: int | None = key(None, "tokens instead", ge=1)
-    epochs: float | None = key(None, "passes over the examples instead; each ends with a validation", gt=0)
+    epochs: float | None = key(
+        None, "passes over the examples instead (sft: packed rows); each ends with a validation", gt=0
+    )
     patience: int = key(0, "stop after so many validations in a row without a better one; 0: never", ge=0)
     global_batch_size: int = key(..., "rows per optimizer step, over all processes", ge=1)
     global_batch_size_cpu: int | None = key(

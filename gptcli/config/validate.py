@@ -6,6 +6,7 @@ import dataclasses
 
 from gptcli.config.schema import (
     DataBlock,
+    DPORecipe,
     FinetuneBlock,
     FinetuneRecipe,
     GRPORecipe,
@@ -13,11 +14,15 @@ from gptcli.config.schema import (
     OptimBlock,
     PPORecipe,
     Recipe,
+    RewardRecipe,
     SamplingParams,
+    SFTRecipe,
     TrainBlock,
 )
 from gptcli.config.tuning import RolloutBlock
 from gptcli.errors import UserError
+
+HAS_EXAMPLES = FinetuneRecipe | SFTRecipe | RewardRecipe | DPORecipe
 
 
 def validate(recipe: Recipe, where: str) -> None:
@@ -34,8 +39,10 @@ def validate(recipe: Recipe, where: str) -> None:
         raise UserError(f"{where}: optim.name: muon is for whole matrices, not for lora's; use adamw")
     if recipe.tokenizer is None and recipe.model is not None and _has_text(recipe.data):
         raise UserError(f"{where}: tokenizer: missing (gpt1 | gpt2 | bytes | char | bpe:SIZE | a path)")
-    if recipe.train.epochs is not None and not isinstance(recipe, FinetuneRecipe):
-        raise UserError(f"{where}: train.epochs: counts examples of gpt finetune; give max_steps or max_tokens")
+    if recipe.train.epochs is not None and not isinstance(recipe, HAS_EXAMPLES):
+        raise UserError(
+            f"{where}: train.epochs: counts passes over examples; text and rollouts have none, give max_steps"
+        )
     for problem in (
         _finetune_problem(recipe.finetune) if isinstance(recipe, FinetuneRecipe) else None,
         _model_problem(recipe.model),
@@ -162,7 +169,7 @@ def _data_problem(d: DataBlock) -> str | None:
 
 def _train_problem(t: TrainBlock, model: ModelConfig | None) -> str | None:
     if sum(length is not None for length in (t.max_steps, t.max_tokens, t.epochs)) != 1:
-        return "train.max_steps, train.max_tokens: give exactly one of them (or, of gpt finetune, train.epochs)"
+        return "train.max_steps, train.max_tokens, train.epochs: give exactly one of them; null leaves one out"
     if model is not None and t.seq_len is not None and t.seq_len > model.context_length:
         return f"train.seq_len: {t.seq_len} is more than model.context_length {model.context_length}"
     if t.batch_ramp is not None and t.batch_ramp.start > t.global_batch_size:

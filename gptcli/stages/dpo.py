@@ -32,7 +32,7 @@ def run(job: Job[DPORecipe]) -> dict[str, Any]:
     data = read_preferences(recipe, Engine(model, tokenizer), job.say)
     reference = None if block.reference_free else load_model(job.base, device=runtime.device).requires_grad_(False)
     collate = with_reference(reference, runtime.device, job.dtype)
-    plan = started.plan(texts_per_row=data.most)
+    plan = started.plan(texts_per_row=data.most, examples=len(data.train))
     objective = DPO(block.beta, block.loss, block.label_smoothing, block.per_token)
     mine = data.held_out[runtime.dp_rank :: runtime.dp_size]
     held_out = batches(mine, collate, plan.micro_batch_size)

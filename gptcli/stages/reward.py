@@ -44,7 +44,7 @@ def run(job: Job[RewardRecipe]) -> dict[str, Any]:
         samples = reference_samples(recipe, reference, data.train)
         if started.resumed is None and HEAD not in config.scalar_heads:
             fold(Normalization.of(score_rows(model, samples, dtype=job.dtype)), model)
-    plan = started.plan(texts_per_row=data.most)
+    plan = started.plan(texts_per_row=data.most, examples=len(data.train))
     baseline = data.length_baseline()
 
     def measure(step: int) -> dict[str, Any]:

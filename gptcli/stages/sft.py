@@ -18,7 +18,7 @@ def run(job: Job[SFTRecipe]) -> dict[str, Any]:
     recipe, runtime = job.recipe, job.runtime
     tokenizer, data = open_chat(job)
     started = job.start(tokenizer, data.hash)
-    plan = started.plan()
+    plan = started.plan(examples=len(data.train.rows))
     held_out = data.held_out[: recipe.train.eval_rows] if recipe.train.eval_every else []
     return started.train(
         plan,

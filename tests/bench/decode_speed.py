@@ -1,4 +1,4 @@
-"""Decoding raced in one run: ours (fp32, int8), transformers' generate, CTranslate2 (fp32, int8), interleaved.
+"""Decoding raced in one run, interleaved: ours and CTranslate2 (fp32, int8; ours compiled too), transformers' generate.
 
 python tests/bench/decode_speed.py [--shape 124m|1m] [--batch 1 16 64] [--rounds 5] [--only ours,transformers,...]
 
@@ -27,7 +27,6 @@ import torch
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.exchange.transfer import export_hugging_face
 from gptcli.generate import Engine
-from gptcli.generate.pack import pack
 from gptcli.model import GPT
 from gptcli.modeldir import load_model, open_model_dir, save_model
 
@@ -109,13 +108,10 @@ def prompts(batch: int, vocab: int) -> list[list[int]]:
     return torch.randint(0, min(vocab, 2000), (batch, PROMPT), generator=generator).tolist()
 
 
-def ours(folder: Path, *, form: str = "") -> Callable[[int], None]:
+def ours(folder: Path, **form: bool) -> Callable[[int], None]:
     model = load_model(open_model_dir(folder / "ours")).eval()
-    if form in ("fp32", "int8"):
-        pack(model, int8=form == "int8")
     params, engine = SamplingParams(max_new_tokens=NEW, top_k=TOP_K, ignore_eos=True), Engine(model)
-    if form == "compiled":
-        engine.compile()
+    engine.pack(**form)
 
     def run(batch: int) -> None:
         made = sum(1 for _ in engine.tokens(prompts(batch, model.vocab_size), params, logprobs=False))
@@ -216,10 +212,10 @@ def convert_for_ctranslate2(source: Path, out: Path, kind: str, vocabulary: list
 
 
 RACERS: dict[str, Callable[[Path], Callable[[int], None]]] = {
-    "ours fp32": partial(ours, form="fp32"),
-    "ours int8": partial(ours, form="int8"),
-    "ours unpacked": ours,
-    "ours compiled": partial(ours, form="compiled"),
+    "ours fp32": ours,
+    "ours int8": partial(ours, int8=True),
+    "ours fp32 compiled": partial(ours, compile=True),
+    "ours int8 compiled": partial(ours, int8=True, compile=True),
     "transformers": lambda folder: transformers_racer(folder / "hf"),
     "ctranslate2 fp32": partial(ctranslate2_racer, kind="float32"),
     "ctranslate2 int8": partial(ctranslate2_racer, kind="int8"),

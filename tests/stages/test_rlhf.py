@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,15 @@ def without_the_unseen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
         if name == "scalar_heads.reward.bias":
             tensor.zero_()
     return tensors
+
+
+@pytest.mark.parametrize("stage", ["rlhf-reward", "rlhf-dpo"])
+def test_an_epoch_is_a_pass_over_the_pairs(world: World, stage: str) -> None:
+    made = tree(world, stage)
+    made["train"] = {"epochs": 1.5, "global_batch_size": 8}
+    made["data"]["val_fraction"] = 0
+    pairs = len((world.folder / "pairs.jsonl").read_text().splitlines())
+    assert train(made)["step"] == math.ceil(1.5 * pairs / 8)
 
 
 def test_a_policy_that_does_not_learn_keeps_ratios_of_1(world: World) -> None:

@@ -59,6 +59,13 @@ def test_held_out_answers_get_likelier(chat: Tiny, overrides: tuple[str, ...]) -
     assert losses[-1] < (0.9 if LORA in overrides else 0.7) * losses[0]  # a base this small has little to adapt
 
 
+def test_an_epoch_is_a_pass_over_the_rows(chat: Tiny) -> None:
+    data = f"data={{train: [{chat.folder / 'chat.jsonl'}], val: [{chat.folder / 'chat.jsonl'}]}}"
+    summary = chat.train(data, "train.max_steps=null", "train.epochs=2", "sft.packing=false", "train.eval_every=250")
+    assert summary["step"] == 600 // 8
+    assert [row["step"] for row in chat.metrics() if "val_loss" in row] == [-(-300 // 8), 600 // 8]
+
+
 def test_the_checkpoint_speaks_chatml_and_stops(chat: Tiny) -> None:
     chat.train("train.max_steps=80")
     model = gptcli.load(chat.latest())

@@ -1,9 +1,9 @@
 """GPT-1's claim in small: pretraining on WikiText-2 makes a better classifier of tweets than none does.
 
 Positive against negative by the sign of the mean rating. Parts are fixed by a hash of the text; each seed is tested on
-its own fifth, since one fifth alone is right to 1.4 points. As in GPT-1's ablation (table 5) both starts are finetuned
-alike, with the learning rate that was best on dev for the pretrained one. The pretrained model is kept in the user's
-cache under the hash of all that makes it, so only the first run pays for it.
+its own fifth, since one fifth alone is right to 1.4 points. Either start is finetuned with the learning rate that was
+best for it on dev. The pretrained model is kept in the user's cache under the hash of all that makes it, so only the
+first run pays for it.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from tests.conftest import gpt
 pytestmark = pytest.mark.slow
 HOURS = 4 * 3600
 SEEDS = (1, 2, 3)
-# 1M parameters: what two cores pretrain in a quarter of an hour
+# 3M parameters: what two cores pretrain in a quarter of an hour. 128 wide instead of 192 it teaches two points less.
 PRETRAIN = """\
 run: {name: base, dir: runs}
-model: {n_layer: 4, n_head: 2, n_embd: 128, context_length: 128, position: rope, norm: rmsnorm, activation: relu2,
+model: {n_layer: 4, n_head: 3, n_embd: 192, context_length: 128, position: rope, norm: rmsnorm, activation: relu2,
   qk_norm: true, bias: false, residual_init: zero}
 tokenizer: tokenizer
 data: {train: [train.txt], val: [valid.txt]}
 optim: {name: muon, muon_lr: 0.01, lr: 2.0e-2, schedule: linear, min_lr_ratio: 0.0, warmup_steps: 20, weight_decay: 0.0}
-train: {max_steps: 4000, global_batch_size: 16, log_every: 50, eval_every: 1000, eval_rows: 64, save_every: 0}
+train: {max_steps: 3600, global_batch_size: 16, log_every: 50, eval_every: 1000, eval_rows: 64, save_every: 0}
 """
 FINETUNE = """\
 stage: finetune
 data: {train: [tweets-train.jsonl], val: [tweets-dev.jsonl]}
 finetune: {task: classification, dropout: 0.1}
-optim: {lr: 3.0e-3, schedule: linear, warmup_ratio: 0.05, min_lr_ratio: 0.0, betas: [0.9, 0.999], weight_decay: 0.01}
+optim: {lr: 2.0e-3, schedule: linear, warmup_ratio: 0.05, min_lr_ratio: 0.0, betas: [0.9, 0.999], weight_decay: 0.01}
 train: {epochs: 3, global_batch_size: 32, log_every: 50, save_every: 0}
 """
 
@@ -133,7 +133,7 @@ def test_pretraining_helps_to_tell_good_tweets_from_bad(base: Path, shared_data:
     scratch = [f"model.{key}={json.dumps(shape[key])}" for key in (*kept, "residual_init")]
     starts = {
         "pretrained": [f"init_from={base}/runs/base"],
-        "scratch": [f"tokenizer={base}/tokenizer", *scratch],
+        "scratch": [f"tokenizer={base}/tokenizer", "optim.lr=1e-3", *scratch],
     }
     found: dict[str, list[float]] = {}
     for seed in SEEDS:
