@@ -76,7 +76,7 @@ def main() -> NoReturn:
     if "--debug" in sys.argv[1:]:
         os.environ["GPT_DEBUG"] = "1"
         sys.argv.remove("--debug")
-    _keep_freed_memory()
+    keep_freed_memory()
     try:
         _run_verb()
         sys.stdout.flush()
@@ -104,7 +104,7 @@ def main() -> NoReturn:
         _leave(1)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """glibc takes blocks of 128 KiB and more from the system and gives them back at once, page by page: a third of the
     time in which a small model reads. Here blocks of up to 32 MiB (its limit) stay, up to 1 GiB at the end of the heap.
     """

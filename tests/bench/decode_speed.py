@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from gptcli.cli.main import keep_freed_memory
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.exchange.transfer import export_hugging_face
 from gptcli.generate import Engine
@@ -109,6 +110,7 @@ def prompts(batch: int, vocab: int) -> list[list[int]]:
 
 
 def ours(folder: Path, **form: bool) -> Callable[[int], None]:
+    keep_freed_memory()  # as the command does
     model = load_model(open_model_dir(folder / "ours")).eval()
     params, engine = SamplingParams(max_new_tokens=NEW, top_k=TOP_K, ignore_eos=True), Engine(model)
     engine.pack(**form)

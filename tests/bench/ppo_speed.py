@@ -25,6 +25,7 @@ from typing import Any
 import tokenizers
 import torch
 
+from gptcli.cli.main import keep_freed_memory
 from gptcli.config.load import build_recipe
 from gptcli.config.plan import make_plan
 from gptcli.config.schema import ModelConfig, Recipe
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    keep_freed_memory()  # as the command does
     for ends in (False, True):
         with tempfile.TemporaryDirectory() as name:
             write_files(Path(name), SHAPES[options.shape], options.prompts)

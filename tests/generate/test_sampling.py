@@ -10,7 +10,17 @@ import torch
 from gptcli.config.schema import SamplingParams
 from gptcli.generate import sampling
 from gptcli.generate.processors import Processors
-from gptcli.generate.sampling import choose, draw, keep_min_p, keep_top_k, keep_top_p, keep_typical, largest, top_k
+from gptcli.generate.sampling import (
+    best_of_long,
+    choose,
+    draw,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    keep_typical,
+    largest,
+    top_k,
+)
 
 
 def logits_of(*probs: float) -> torch.Tensor:
@@ -148,6 +158,20 @@ def test_a_draw_after_top_k_is_the_one_among_all(options: dict, tied: bool) -> N
     drawn = choose(some, params.temperature, *where)
     drawn = drawn if ids is None else ids.gather(1, drawn[:, None])[:, 0]
     assert torch.equal(drawn, choose(process(logits, None), params.temperature, *where))
+
+
+@pytest.mark.parametrize("V", [1024, 1025, 5000, 50257])
+@pytest.mark.parametrize("ties", [False, True])
+def test_the_best_of_a_long_row_are_those_of_the_whole_row(V: int, ties: bool) -> None:
+    x = torch.randn(5, V, generator=torch.Generator().manual_seed(V))
+    x = (4 * x).round() if ties else x
+    x[0, 7:] = -torch.inf  # fewer than are asked for
+    x[1, V - 3 :] = 100.0  # behind the last block
+    for n in (1, 4, 20):
+        best, ids = best_of_long(x, n)
+        assert torch.equal(best, x.topk(n).values)
+        assert torch.equal(x.gather(1, ids), best)
+        assert all(len(set(row)) == n for row in ids.tolist())
 
 
 def test_fewer_allowed_tokens_than_top_k_are_no_tie() -> None:
