@@ -7,6 +7,7 @@ default; compiled as well, it has fewer kernels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import FunctionType
 
@@ -22,7 +23,7 @@ from gptcli.model.kv_cache import SlotView
 Step = Callable[[Tensor, Tensor, list[Tensor], list[Tensor]], Tensor]
 
 
-class Decode:
+class Decode(ABC):
     """A forward of one token per row over the first rows of a cache."""
 
     def __init__(self, model: GPT, dtype: torch.dtype = torch.float32) -> None:
@@ -61,8 +62,9 @@ class Decode:
             cache.set_length(row, cache.length(row) + 1)
         return logits
 
+    @abstractmethod
     def _logits(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
-        raise NotImplementedError
+        """The same, before the rows' lengths are counted on."""
 
 
 class CompiledDecode(Decode):
@@ -75,21 +77,22 @@ class CompiledDecode(Decode):
         if not has_cpp_compiler():
             raise UserError("compile: this machine has no C++ compiler (g++ or clang++), which torch.compile needs")
         self._step = torch.compile(self._step, fullgraph=True, options={"cpp_wrapper": True})
-        self._alone_or_not = set[bool]()  # which of the two are compiled
+        self._compiled = set[bool]()  # for a single row, for several
 
     def _logits(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
         rows, lengths = len(tokens), cache.lengths[: len(tokens)]
         end, alone = max(1, *lengths) + 1, rows == 1  # a size of 1 would be a constant
         inputs, slots = torch.tensor([tokens, lengths])[..., None]
         k, v = ([stored[:rows, :, :end] for stored in kind] for kind in (cache.k, cache.v))
-        compiled = alone in self._alone_or_not
+        compiled = alone in self._compiled
         if not compiled:
-            self._alone_or_not.add(alone)
             _sizes_vary([inputs, slots, *k, *v] if not alone else [], dim=0)
             _sizes_vary([*k, *v], dim=2)
         # Once compiled, nothing that its guards would check can have changed: looking at them takes 0.1 ms.
         with torch.compiler.set_stance(skip_guard_eval_unsafe=compiled):
-            return self._step(inputs, slots, k, v)
+            logits = self._step(inputs, slots, k, v)
+        self._compiled.add(alone)  # now: compiling may be stopped, and then is to be done again
+        return logits
 
 
 def _sizes_vary(tensors: Sequence[Tensor], dim: int) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import warnings
 import weakref
+from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ WIDE = 1 << 15  # outputs from which oneDNN's int8 product is faster than fbgemm
 LARGE = 1 << 19  # elements of a matrix from which oneDNN's layout pays: each call of it takes 50 microseconds more
 
 
-class Packed(nn.Module):
+class Packed(nn.Module, ABC):
     """A matrix in a layout that torch.compile cannot hold; a compiled step knows it by its number."""
 
     def __init__(self, width: int) -> None:
@@ -32,8 +33,9 @@ class Packed(nn.Module):
         """x (..., K) times the matrix: (..., width)."""
         return _product(x, self.number, self.width) if torch.compiler.is_compiling() else self.multiply(x)
 
+    @abstractmethod
     def multiply(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The same, where nothing is compiled."""
 
 
 _numbers = itertools.count()
@@ -104,14 +106,12 @@ class Int8Linear(Packed):
 
     def multiply(self, x: Tensor) -> Tensor:
         """x lies in -1 to 1."""
+        scale, zero = 1 / self.levels, self.levels + 1
         if self.wide is not None:
-            levels = (x * self.levels).round_().add_(self.levels + 1).to(torch.uint8)
-            scale = 1 / self.levels, self.levels + 1
-            return torch.ops.onednn.qlinear_pointwise(
-                levels, *scale, *self.wide, None, 1.0, 0, torch.float32, "none", [], ""
-            )
-        op = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return op(x, 1 / self.levels, self.levels + 1, self.packed)
+            rounded = (x * self.levels).round_().add_(zero).to(torch.uint8)
+            op = torch.ops.onednn.qlinear_pointwise
+            return op(rounded, scale, zero, *self.wide, None, 1.0, 0, torch.float32, "none", [], "")
+        return torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(x, scale, zero, self.packed)
 
     @property
     def weight(self) -> Tensor:

@@ -70,17 +70,13 @@ def _one_row(x: Tensor) -> bool:
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if torch.compiler.is_compiling():
         return _opaque(x, weight, bias)
-    return _to_onednn(x, weight, bias)
-
-
-def _to_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 # torch.compile takes oneDNN's op for one of its own, on weights that it has packed itself.
 @torch.library.custom_op("gptcli::onednn_linear", mutates_args=())
 def _opaque(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _to_onednn(x, weight, bias) if _by_onednn(x, weight) else F.linear(x, weight, bias)
+    return _onednn(x, weight, bias) if _by_onednn(x, weight) else F.linear(x, weight, bias)
 
 
 @_opaque.register_fake

@@ -5,8 +5,8 @@ python tests/bench/ppo_speed.py [--shape 1m|10m] [--prompts 64] [--rounds 7]
 A step is what `gpt rlhf-ppo` does with one rollout: responses of 48 tokens to prompts of 16, their scoring (the
 policy's and the reference's log-probabilities, values, a reward function), and 4 epochs of learning from them. Raced
 are the samples a second of the responses alone, by the plain step and by the compiled one (train.compile: true); the
-whole rollout stands beside them. Once all responses have their
-full length; once they end by themselves, as a trained policy's do: then a row that has ended costs ours nothing more.
+whole rollout stands beside them. Once all responses have their full length; once they end by themselves, as a trained
+policy's do: then a row that has ended costs ours nothing more.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from gptcli.config.gpus import has_cpp_compiler
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate import Engine
+from gptcli.generate import Engine, compiled
 from gptcli.generate.compiled import CompiledDecode, GraphDecode, rounded
 from gptcli.model import GPT, KVCache
 from gptcli.model.kv_cache import SlotView
@@ -69,14 +69,14 @@ def test_without_a_compiler_one_line_says_so(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
 def test_compiled_texts_are_the_same() -> None:
     model = make()
-    plain, compiled = Engine(model), Engine(model)
-    compiled.compile()
+    plain, quick = Engine(model), Engine(model)
+    quick.compile()
     prompts = [[1, 2, 3], [4], list(range(20)), [7, 7, 7]]
     params = SamplingParams(max_new_tokens=40, top_k=20)
     expected = {(t.key, t.id) for t in plain.tokens(prompts, params)}
-    assert {(t.key, t.id) for t in compiled.tokens(prompts, params)} == expected
+    assert {(t.key, t.id) for t in quick.tokens(prompts, params)} == expected
     # two rows at a time: others join as these end
-    assert {(t.key, t.id) for t in compiled.tokens(prompts, params, max_rows=2)} == expected
+    assert {(t.key, t.id) for t in quick.tokens(prompts, params, max_rows=2)} == expected
 
 
 @pytest.mark.slow
@@ -101,6 +101,27 @@ def test_two_programs_serve_all_sizes() -> None:
             torch.testing.assert_close(decode(tokens, caches[1]), plain[:, -1], atol=1e-4, rtol=1e-4)
         assert caches[0].lengths == caches[1].lengths
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+def test_compiling_that_was_stopped_is_done_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in a chat comes in those seconds."""
+    monkeypatch.setattr(compiled, "has_cpp_compiler", lambda: True)
+    decode, cache, seen = CompiledDecode(make()), KVCache(make().config, 1, 8), []
+
+    def step(*inputs: object) -> torch.Tensor:
+        seen.append(decode._compiled.copy())
+        if len(seen) == 1:
+            raise KeyboardInterrupt
+        return torch.zeros(1, 70)
+
+    monkeypatch.setattr(decode, "_step", step)
+    with pytest.raises(KeyboardInterrupt):
+        decode([1], cache)
+    assert cache.lengths == [0]
+    decode([1], cache)
+    decode([1], cache)
+    assert seen == [set(), set(), {True}]
+    assert cache.lengths == [2]
 
 
 @pytest.mark.slow

@@ -155,6 +155,14 @@ def without_the_unseen(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 @pytest.mark.parametrize("stage", ["rlhf-reward", "rlhf-dpo"])
+def test_pairs_are_not_compiled(world: World, stage: str) -> None:
+    made = tree(world, stage, 2)
+    made["train"]["compile"] = "auto"
+    with pytest.raises(UserError, match=r"train\.compile: pairs differ in width"):
+        train(made)
+
+
+@pytest.mark.parametrize("stage", ["rlhf-reward", "rlhf-dpo"])
 def test_an_epoch_is_a_pass_over_the_pairs(world: World, stage: str) -> None:
     made = tree(world, stage)
     made["train"] = {"epochs": 1.5, "global_batch_size": 8}
