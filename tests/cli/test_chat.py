@@ -171,6 +171,7 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said(models: Path, tmp_path:
         [_, answer] = json.loads(file.read_text())["messages"]
         assert answer["content"] == "".join(shown)
         chat.type("half a line")
+        chat.until("half a line")  # a Ctrl-C empties the terminal's queue, and readline would wait for what was in it
         chat.interrupt(lambda: chat.screen.count("Ctrl-C again") == 2)
         chat.interrupt(chat.has_ended)
         assert chat.code() == 130
