@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,6 +22,13 @@ def derive(seed: int, purpose: str, *ids: int) -> int:
 def uniform(seed: int, purpose: str, *ids: int) -> float:
     """A number in [0, 1) that depends on all arguments and nothing else."""
     return (derive(seed, purpose, *ids) >> 10) / 2.0**53
+
+
+def uniforms(purpose: str, rows: Iterable[tuple[int, ...]]) -> np.ndarray:
+    """uniform(seed, purpose, *ids) of each (seed, *ids), in less than half of the time."""
+    name, begin = purpose.encode(), hashlib.blake2b
+    digests = [begin(name + struct.pack(f"<{len(row)}q", *row), digest_size=8).digest() for row in rows]
+    return (np.frombuffer(b"".join(digests), "<u8") >> np.uint64(11)) / 2.0**53
 
 
 class Permutation:

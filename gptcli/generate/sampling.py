@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from gptcli.randomness import uniform
+from gptcli.randomness import uniforms
 
 SHORT_LIST = 1024  # tokens to look for a nucleus in, before longer lists are
 BLOCK = 64  # tokens of a row that are looked at together
@@ -111,9 +111,8 @@ def choose(
     alone, so neither neighbours nor batch size change it."""
     if temperature == 0.0:
         return logits.argmax(-1)
-    rows = zip(seeds, streams, positions, strict=True)
-    numbers = [uniform(seed, "sample", stream, position) for seed, stream, position in rows]
-    return draw(logits, torch.tensor(numbers, device=logits.device))
+    numbers = uniforms("sample", zip(seeds, streams, positions, strict=True))
+    return draw(logits, torch.from_numpy(numbers).to(logits.device))
 
 
 def largest(scores: Tensor, top: int) -> list[list[tuple[int, float]]]:

@@ -45,8 +45,7 @@ class DraftCounts(NamedTuple):
     accepted: int
 
 
-@dataclass(frozen=True)
-class Token:
+class Token(NamedTuple):
     """One new token of one request. finish_reason is set on its last: eos (not part of the text), length, or
     stop where a constraint has all it wants."""
 
@@ -150,17 +149,17 @@ class Scheduler:
         self._join()
         if not self._rows:
             return []
-        parts = [self._read(start, stop) for start, stop in self._segments()]
-        tokens = self._choose(parts[0] if len(parts) == 1 else torch.cat(parts))
+        tokens = self._choose(self._follow() if self._all_follow() else self._read_prompts())
         self._leave([i for i, token in enumerate(tokens) if token.finish_reason is not None])
         return tokens
 
     # ---- rows ----------------------------------------------------------------------------------------------
 
     def _join(self) -> None:
+        before = len(self._rows)
         while self._waiting and len(self._rows) < self.max_rows:
             self._rows.append(self._waiting.popleft())
-        if not self._rows:
+        if len(self._rows) == before:
             return
         room = max(min(self.limit, len(r.request.ids) + r.request.params.max_new_tokens) for r in self._rows)
         batch = len(self._rows)
@@ -197,6 +196,28 @@ class Scheduler:
         length = len(self._rows[i].ids)
         return length - window_start(length, self.limit) - self._cache.length(i)
 
+    def _all_follow(self) -> bool:
+        """Whether each row has one new token alone, as at most steps."""
+        assert self._cache is not None
+        read, limit, lengths = self._cache.lengths, self.limit, [len(row.ids) for row in self._rows]
+        return all(n - window_start(n, limit) == read[i] + 1 for i, n in enumerate(lengths))
+
+    def _follow(self) -> Tensor:
+        """Feed each row its last token; logits (rows, V) of the next."""
+        assert self._cache is not None
+        last = [row.ids[-1] for row in self._rows]
+        if self._decode is not None:
+            return self._decode(last, self._cache)
+        return self._read(0, len(last), [[token] for token in last])
+
+    def _read_prompts(self) -> Tensor:
+        """Feed each row what it has not seen; logits (rows, V) of the next."""
+        parts = []
+        for start, stop in self._segments():
+            fresh = [self._rows[i].ids[-self._unread(i) :] for i in range(start, stop)]
+            parts.append(self._read(start, stop, fresh))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
     def _segments(self) -> Iterator[tuple[int, int]]:
         """Places [start, stop) of rows to read in one forward: those with one new token together, prompts in
         batches. A prompt that begins like one of the same batch waits for the next, and copies."""
@@ -204,9 +225,6 @@ class Scheduler:
         for i, row in enumerate(self._rows):
             if window_start(len(row.ids), self.limit) != window_start(len(row.ids) - 1, self.limit):
                 self._cache.set_length(i, 0)  # the view has slid
-        if all(self._unread(i) == 1 for i in range(len(self._rows))):
-            yield 0, len(self._rows)
-            return
         beginnings: dict[tuple[int, ...], int] = {}
         start, widest = 0, 0
         for i in range(len(self._rows)):
@@ -242,20 +260,17 @@ class Scheduler:
             self._cache.copy_row(source, target, shared)
         return shared
 
-    def _read(self, start: int, stop: int) -> Tensor:
-        """Feed rows [start, stop) what they have not seen; logits (rows, V) of their next tokens."""
+    def _read(self, start: int, stop: int, fresh: list[list[int]]) -> Tensor:
+        """Feed rows [start, stop) these ids; logits (rows, V) of their next tokens."""
         assert self._cache is not None
         whole = (start, stop) == (0, self._cache.batch)
         cache = self._cache if whole else self._cache.rows(start, stop)
-        fresh = [self._rows[i].ids[-self._unread(i) :] for i in range(start, stop)]
         width = max(map(len, fresh))
-        if self._decode is not None and width == 1 and stop - start == len(self._rows):
-            return self._decode([ids[0] for ids in fresh], self._cache)
         mask = None
         if min(map(len, fresh)) < width:
             # padding needs room too, which the longest row may not have left
             if max(cache.lengths) + width > cache.capacity:
-                return torch.cat([self._read(i, i + 1) for i in range(start, stop)])
+                return torch.cat([self._read(start + i, start + i + 1, [ids]) for i, ids in enumerate(fresh)])
             mask = torch.tensor([[j < len(ids) for j in range(width)] for ids in fresh], device=self.device)
         tokens = torch.tensor([ids + [0] * (width - len(ids)) for ids in fresh], device=self.device)
         logits = self.model(tokens, attention_mask=mask, cache=cache, last_only=True).logits
@@ -271,20 +286,20 @@ class Scheduler:
             chosen = self._choose_group(logits if together else logits[places], processors, places)
             for place, token in zip(places, chosen, strict=True):
                 picked[place] = token
-        logprobs: list[float | None] = [None] * len(picked)
-        tops: list[list[tuple[int, float]]] = [[] for _ in picked]
-        if any(row.request.logprobs for row in self._rows):
-            index = torch.tensor(picked, device=self.device)[:, None]
-            all_logprobs = logits.float().log_softmax(-1)
-            logprobs = all_logprobs.gather(1, index)[:, 0].tolist()
-            counts = [row.request.top_logprobs for row in self._rows]
-            best = largest(all_logprobs, max(counts))
-            tops = [row[:count] for row, count in zip(best, counts, strict=True)]
-        tokens = []
-        for row, token, logprob, top in zip(self._rows, picked, logprobs, tops, strict=True):
-            reason = row.append(token)
-            tokens.append(Token(row.request.key, token, logprob if row.request.logprobs else None, reason, top))
-        return tokens
+        told = zip(self._rows, picked, *self._measure(logits, picked), strict=True)
+        return [Token(row.request.key, token, logprob, row.append(token), top) for row, token, logprob, top in told]
+
+    def _measure(self, logits: Tensor, picked: list[int]) -> tuple[list[float | None], list[list[tuple[int, float]]]]:
+        """For each row, as its request asks: the token's log-probability, and the likeliest tokens with theirs."""
+        asked = [row.request.logprobs for row in self._rows]
+        if not any(asked):
+            return [None] * len(picked), [[] for _ in picked]
+        index = torch.tensor(picked, device=self.device)[:, None]
+        every = logits.float().log_softmax(-1)
+        logprobs = every.gather(1, index)[:, 0].tolist()
+        counts = [row.request.top_logprobs for row in self._rows]
+        tops = [row[:count] for row, count in zip(largest(every, max(counts)), counts, strict=True)]
+        return [logprob if wanted else None for logprob, wanted in zip(logprobs, asked, strict=True)], tops
 
     def _groups(self) -> list[tuple[Processors, list[int]]]:
         """Rows by the processors that they share."""

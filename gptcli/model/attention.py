@@ -146,6 +146,9 @@ def attend_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: flo
         scores = scores.masked_fill(~mask, -torch.inf)
     elif mask is not None:
         scores = scores + mask.view(-1, *scores.shape[1:])
-    weights = scores.softmax(-1)
-    y = (weights[..., None] * v[:, :, None]).sum(-2) if compiling else weights @ v
+    if compiling:  # divided by the sum at the end, not at every key
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        y = (weights[..., None] * v[:, :, None]).sum(-2) / weights.sum(-1, keepdim=True)
+    else:
+        y = scores.softmax(-1) @ v
     return y.view(B, H, 1, D)

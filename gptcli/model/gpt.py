@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from gptcli.config.schema import ModelConfig
 from gptcli.model.attention import Attention, Visibility, drop, visibility
 from gptcli.model.kv_cache import Cache, CacheStep
-from gptcli.model.linear import Linear, linear
+from gptcli.model.linear import Linear, gelu_of, linear
 from gptcli.model.logprobs import measure_targets, token_logprobs
 from gptcli.model.positions import default_positions, rotary_angles, sinusoids
 from gptcli.randomness import derive
+
+GELU = {"gelu": "none", "gelu_tanh": "tanh"}  # activation -> what F.gelu calls `approximate`
 
 
 class Output(NamedTuple):
@@ -41,7 +43,10 @@ class MLP(nn.Module):
         self.c_proj = Linear(config.inner, config.n_embd, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = activate(self.c_fc(x), self.activation)
+        if self.activation in GELU:
+            h = gelu_of(self.c_fc, x, GELU[self.activation])
+        else:
+            h = activate(self.c_fc(x), self.activation)
         return drop(self.c_proj(h), self.dropout, self.training)
 
 
@@ -205,9 +210,8 @@ def activate(x: Tensor, kind: str) -> Tensor:
         return F.silu(gate) * up
     if kind == "relu":
         return F.relu(x)
-    if kind == "relu2":
-        return F.relu(x).square()
-    return F.gelu(x, approximate="tanh" if kind == "gelu_tanh" else "none")
+    assert kind == "relu2"
+    return F.relu(x).square()
 
 
 def last_real(x: Tensor, attention_mask: Tensor | None) -> Tensor:

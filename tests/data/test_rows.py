@@ -13,7 +13,7 @@ from gptcli.contracts import IGNORE_INDEX
 from gptcli.data.batches import HeldOutRows, PretrainSource
 from gptcli.data.rows import MixtureRows, RowOrder, TokenRows
 from gptcli.errors import UserError
-from gptcli.randomness import Permutation, derive, uniform
+from gptcli.randomness import Permutation, derive, uniform, uniforms
 
 KEYS = st.integers(0, 2**62)
 
@@ -59,6 +59,11 @@ def test_uniform_is_uniform():
     assert ((drawn >= 0) & (drawn < 1)).all()
     counts = np.histogram(drawn, 20, (0, 1))[0]
     assert ((counts - 1000) ** 2 / 1000).sum() < 44  # chi-squared with 19 degrees of freedom, p = 0.001
+
+
+@given(st.lists(st.tuples(KEYS, st.integers(-1, 2**62))), st.text(max_size=8))
+def test_uniforms_are_the_same_numbers(rows: list[tuple[int, int]], purpose: str) -> None:
+    assert uniforms(purpose, rows).tolist() == [uniform(seed, purpose, i) for seed, i in rows]
 
 
 # ---- rows ----------------------------------------------------------------------------------------

@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gptcli.config.schema import LoraBlock
 from gptcli.model import linear as module
-from gptcli.model.linear import Linear, linear, product
+from gptcli.model.linear import Linear, gelu_of, linear, product
+from gptcli.model.lora import LoRALinear
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -48,6 +50,28 @@ def test_a_gradient_is_made_only_where_one_is_wanted() -> None:
     layer(x.detach()).sum().backward()
     assert layer.bias.grad is not None
     assert layer.bias.grad.tolist() == [5.0] * 40
+
+
+@pytest.mark.parametrize("approximate", ["tanh", "none"])
+def test_gelu_in_one_pass(approximate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    layer, x = Linear(24, 40), torch.randn(2, 7, 24)
+    expected = F.gelu(F.linear(x, layer.weight, layer.bias), approximate=approximate)
+    with torch.no_grad():
+        torch.testing.assert_close(gelu_of(layer, x, approximate), expected, rtol=1e-5, atol=1e-5)
+        compiled = torch.compile(lambda t: gelu_of(layer, t, approximate) * 2, fullgraph=True)
+        torch.testing.assert_close(compiled(x), expected * 2, rtol=1e-5, atol=1e-5)
+        monkeypatch.setattr(module, "WORTH", 1 << 40)  # which a program asks anew at every call
+        torch.testing.assert_close(compiled(x), expected * 2, rtol=1e-5, atol=1e-5)
+    assert gelu_of(layer, x, approximate).requires_grad
+
+
+def test_gelu_of_a_layer_with_a_low_rank_update_contains_that() -> None:
+    layer, x = LoRALinear(Linear(24, 40), LoraBlock(rank=2, alpha=4.0), seed=0), torch.randn(5, 24)
+    torch.nn.init.normal_(layer.lora_B)
+    with torch.no_grad():
+        torch.testing.assert_close(gelu_of(layer, x, "tanh"), F.gelu(layer(x), approximate="tanh"))
+        assert not torch.allclose(layer(x), F.linear(x, layer.weight, layer.bias))
 
 
 def test_products_of_transposed_views() -> None:
