@@ -6,13 +6,16 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gptcli.cli import options
 from gptcli.cli.checkpoint import open_checkpoint
 from gptcli.errors import UserError
+
+if TYPE_CHECKING:
+    from gptcli.api import LoadedModel
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
@@ -47,15 +50,23 @@ def serve(
     try:
         from gptcli.serve.app import create_app
         from gptcli.serve.run import listen, serve
+        from gptcli.serve.worker import ModelThread
     except ModuleNotFoundError as error:
         raise UserError(f"gpt serve needs {error.name}: pip install 'gptcli[serve]'") from None
     logging.basicConfig(format="gpt: %(message)s", level=logging.WARNING, stream=sys.stderr)
-    loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
-    loaded.packed(int8=int8)
+
+    def load() -> LoadedModel:
+        loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
+        loaded.packed(int8=int8)
+        return loaded
+
+    thread = ModelThread()
+    loaded = thread.submit(load).result()
     name = name or _name_of(loaded.path)
     app = create_app(
         loaded.engine,
         name,
+        thread=thread,
         api_key=api_key or None,
         max_rows=max_rows,
         max_waiting=max_waiting,

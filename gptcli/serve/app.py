@@ -27,7 +27,7 @@ from gptcli.serve.schemas import (
     ModelCard,
     ModelList,
 )
-from gptcli.serve.worker import Down, Worker
+from gptcli.serve.worker import Down, ModelThread, Worker
 
 MAX_BODY = 1 << 20
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -48,14 +48,16 @@ def create_app(
     engine: Engine,
     name: str,
     *,
+    thread: ModelThread | None = None,
     api_key: str | None = None,
     max_rows: int = 64,
     max_waiting: int = 256,
     timeout: float = 600.0,
     max_body: int = MAX_BODY,
 ) -> FastAPI:
-    """An ASGI app that serves one model. Its worker lives from the app's startup to its shutdown."""
-    worker = Worker(engine, max_rows, max_waiting)
+    """An ASGI app that serves one model, in the thread that has loaded it. Its worker lives from the app's startup to
+    its shutdown."""
+    worker = Worker(engine, thread or ModelThread(), max_rows, max_waiting)
     answers = Answers(worker, name, timeout)
     card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "gptcli"}
 

@@ -1,4 +1,4 @@
-"""The one thread that owns model and session: requests come in by a queue, pieces of text go out to the event loop."""
+"""The model's thread, which owns model and session: requests come in by a queue, text goes out to the event loop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import GptError
@@ -19,6 +21,7 @@ from gptcli.generate.scoring import score_prompt
 from gptcli.serve.logprobs import TokenView, TokenViews
 from gptcli.tokenizer.texts import TokenTexts
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 PACE = 0.04  # seconds between deliveries: nobody sees a finer one, and each costs as much as a small model's step
 MOST_PATIENCE = 0.1  # seconds that the model waits for the event loop to write what it got
@@ -78,26 +81,69 @@ class Call:
 
 @dataclass(eq=False)
 class _Row:
-    """A job under way, as the worker's thread knows it; its identity is its key in the session."""
+    """A job under way, as the model's thread knows it; its identity is its key in the session. text, tokens and
+    completion: what the call has not been told yet."""
 
     call: Call
     index: int
     job: Job
     views: TokenViews | None = None
+    text: str = ""
+    tokens: list[TokenView] = field(default_factory=list)
+    completion: Completion | None = None
+
+    def take(self, piece: Piece) -> None:
+        self.text += piece.text
+        self.completion = piece.completion
+        if self.views is not None and piece.token.finish_reason != "eos":
+            self.tokens.append(self.views.push(piece.token))
+
+    def event(self) -> Event:
+        """All that is to be told."""
+        told = Event(self.index, self.text, self.tokens, self.completion)
+        self.text, self.tokens = "", []
+        return told
+
+
+class ModelThread:
+    """The one thread that should compute, from the loading of the model on.
+
+    OpenMP keeps threads for each thread that computes. Where those of two are more than the cores, they sleep instead
+    of waiting for the next loop, and a step takes 1.3 times as long, even if one of the two never computes again.
+    """
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[tuple[Callable[[], Any], Future[Any]]] = SimpleQueue()
+        threading.Thread(target=self._run, name="gpt-serve-model", daemon=True).start()
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        done: Future[T] = Future()
+        self._work.put((work, done))
+        return done
+
+    def _run(self) -> None:
+        while True:
+            work, done = self._work.get()
+            try:
+                done.set_result(work())
+            except BaseException as error:
+                done.set_exception(error)
+            del work, done  # not to be held on to while waiting
 
 
 @dataclass
 class Worker:
-    """Takes calls on the event loop, and steps them together in a thread of its own."""
+    """Takes calls on the event loop, and steps them together in the model's thread."""
 
     engine: Engine
+    thread: ModelThread = field(default_factory=ModelThread)
     max_rows: int = 64
     max_waiting: int = 256
     error: BaseException | None = None
     _calls: set[Call] = field(default_factory=set)
     _commands: SimpleQueue[Callable[[], None]] = field(default_factory=SimpleQueue)
     _rows: dict[Call, list[_Row]] = field(default_factory=dict)
-    _pending: dict[_Row, Event] = field(default_factory=dict)
+    _untold: dict[_Row, None] = field(default_factory=dict)  # in their order
     _last_sent: float = 0.0
     _delivered: threading.Event = field(default_factory=threading.Event)
     _closing: bool = False
@@ -108,17 +154,16 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._session: Session = self.engine.session(self.max_rows)
         self._texts = TokenTexts(self.engine.require_tokenizer())
-        self._thread = threading.Thread(target=self._run, name="gpt-serve-worker", daemon=True)
-        self._thread.start()
+        self._ended = self.thread.submit(self._run)
 
     def stop(self) -> None:
-        """End the thread after the step in flight; calls under way fail."""
+        """End after the step in flight; calls under way fail."""
         self._commands.put(self._close)
-        self._thread.join()
+        self._ended.result()
 
     @property
     def alive(self) -> bool:
-        return self.error is None and self._thread.is_alive()
+        return self.error is None and not self._ended.done()
 
     @property
     def unfinished(self) -> int:
@@ -166,7 +211,7 @@ class Worker:
                 for piece in self._session.step():
                     self._take(piece)
                 if time.monotonic() - self._last_sent >= PACE or not self._session.busy:
-                    self._send_pending()
+                    self._tell()
         except BaseException as error:
             log.exception("the worker has crashed")
             self.error = error
@@ -174,9 +219,9 @@ class Worker:
             self.error = self.error or Down("the server is stopping")
             self._to_loop(self._fail_all)
 
-    def _send_pending(self) -> None:
-        self._send([(row.call, event) for row, event in self._pending.items()])
-        self._pending.clear()
+    def _tell(self) -> None:
+        self._send([(row.call, row.event()) for row in self._untold])
+        self._untold.clear()
         # Two threads that contend for the interpreter cost far more than turns.
         self._delivered.wait(MOST_PATIENCE)
         self._last_sent = time.monotonic()
@@ -229,16 +274,12 @@ class Worker:
             self._session.cancel(row)
 
     def _take(self, piece: Piece) -> None:
-        """Add a piece to what the next delivery tells of its row."""
         row = piece.key
         assert isinstance(row, _Row)
-        before = self._pending.get(row, Event(row.index, "", (), None))
-        tokens = list(before.tokens)
-        if row.views is not None and piece.token.finish_reason != "eos":
-            tokens.append(row.views.push(piece.token))
+        row.take(piece)
         if piece.completion is not None:
             self._forget(row)
-        self._pending[row] = Event(row.index, before.text + piece.text, tokens, piece.completion)
+        self._untold[row] = None
 
     def _send(self, events: Sequence[tuple[Call, Event | Exception]]) -> None:
         """One wake-up of the event loop for all."""

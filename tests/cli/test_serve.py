@@ -46,6 +46,19 @@ def test_signals_let_answers_end(model: Path, signum: int, status: int) -> None:
         assert got[0].done
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_one_thread_computes(tmp_path: Path) -> None:
+    """Two would have helpers each, which together outnumber the cores and so take turns asleep."""
+    wide = save_engine(make_engine(n_embd=512, context_length=512), tmp_path / "wide")
+    threads = []
+    for team in ("1", "3"):
+        with gpt_serve("-c", wide, OMP_NUM_THREADS=team) as (port, process):
+            answer = httpx.post(f"http://127.0.0.1:{port}/v1/completions", json={"prompt": "a " * 200, "max_tokens": 2})
+            assert answer.status_code == 200
+            threads.append(len(list(Path(f"/proc/{process.pid}/task").iterdir())))
+    assert threads[1] - threads[0] == 2
+
+
 def test_an_answer_that_does_not_end_is_cut_after_a_while(model: Path) -> None:
     body = {"prompt": "a", "max_tokens": 16000, "n": 4, "logit_bias": {"256": -100}}
     with gpt_serve("-c", model) as (port, process):
