@@ -157,7 +157,7 @@ def _convert(hint: Any, value: Any, *, where: str, dotted: str) -> Any:
     if origin in (Union, types.UnionType):
         return _convert_union(args, value, complaint, where=where, dotted=dotted)
     if origin is list:
-        items = value if isinstance(value, list) else [value]
+        items = value if isinstance(value, list) else [] if value is None else [value]  # null: none, as elsewhere
         return [_convert(args[0], v, where=where, dotted=f"{dotted}[{i}]") for i, v in enumerate(items)]
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(args):

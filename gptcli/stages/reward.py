@@ -41,6 +41,7 @@ def run(job: Job[RewardRecipe]) -> dict[str, Any]:
         model.lm_head.requires_grad_(False)  # the words it would write are no part of the loss
     samples: list[list[int]] = []
     if recipe.reward.normalize:
+        job.say(f"writing {recipe.reward.normalize_samples} samples, by whose scores all are normalised")
         samples = reference_samples(recipe, reference, data.train)
         if started.resumed is None and HEAD not in config.scalar_heads:
             fold(Normalization.of(score_rows(model, samples, dtype=job.dtype)), model)

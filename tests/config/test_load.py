@@ -252,6 +252,10 @@ def test_one_value_stands_for_a_list_of_one(recipe_file):
     assert (recipe.data.source, recipe.sampling.stop) == (["a.txt"], ["7"])
 
 
+def test_null_leaves_a_list_out(recipe_file):
+    assert load_recipe(str(recipe_file), ["data.source=null", "data.path=x"]).data.source == []
+
+
 def test_stage_mismatch_names_both_verbs(recipe_file):
     assert refusal(recipe_file, "stage=sft", stage="pretrain") == (
         "mine.yaml: this recipe is for `gpt sft`, not `gpt pretrain`"
