@@ -23,6 +23,7 @@ def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
     try:
         work.mkdir(parents=True)
         fill(work)
+        _open_as_the_umask_says(work)
         sync_tree(work)
         if target.exists():
             shutil.rmtree(target)
@@ -31,6 +32,14 @@ def publish_folder(target: Path, fill: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _open_as_the_umask_says(folder: Path) -> None:
+    """Whoever may read the folder, made as the umask says, may read its files: some writers make theirs private."""
+    mode = folder.stat().st_mode & 0o666
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def publish_text(target: Path, text: str) -> None:

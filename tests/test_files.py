@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,19 @@ def test_a_folder_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert (target / "a").read_text() == "first"
     publish_folder(target, lambda work: (work / "b").write_text("third"))
     assert [p.name for p in target.iterdir()] == ["b"]
+
+
+def test_files_may_be_read_by_whom_the_umask_lets(tmp_path: Path) -> None:
+    def fill(work: Path) -> None:
+        (work / "private").touch(0o600)
+
+    for umask, mode in ((0o022, 0o644), (0o077, 0o600)):
+        before = os.umask(umask)
+        try:
+            publish_folder(tmp_path / "folder", fill)
+        finally:
+            os.umask(before)
+        assert (tmp_path / "folder" / "private").stat().st_mode & 0o777 == mode
 
 
 def test_a_text_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

@@ -151,6 +151,8 @@ def generate(
         return
     if output is not None or overwrite or skip_bad:
         raise UserError("-o, --overwrite and --skip-bad belong to -i FILE; the text of one prompt goes to stdout")
+    if logprobs and not json:
+        raise UserError("--logprobs: are told in rows: with --json or -i FILE; `gpt score` tells those of a text")
     if params.num_beams > 1 and samples > 1:
         raise UserError("--samples: a search finds the same text each time; --num-return gives several beams")
     prompt = prompt_from_stdin() if prompt is None else prompt
@@ -159,6 +161,8 @@ def generate(
         checkpoint, draft=draft, draft_tokens=draft_tokens, device=device, precision=precision, quiet=quiet
     )
     loaded.packed(int8=int8, compile=compile)
+    if not quiet:
+        _tell_what_is_seen(loaded.engine, prompt)
     if json:
         _print_json(loaded.engine, prompt, params, samples, logprobs)
     else:
@@ -214,6 +218,17 @@ def prompt_from_stdin() -> str:
         return data.decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"<stdin>: not UTF-8 (byte {data[error.start]:#04x} at offset {error.start})") from None
+
+
+def _tell_what_is_seen(engine: Engine, prompt: str) -> None:
+    from gptcli.generate.scheduler import window_start
+
+    ids = len(engine.encode_prompt(prompt))
+    if unseen := window_start(ids, engine.model.config.context_length):
+        print(
+            f"gpt: the prompt's {ids:,} tokens are more than the context: its first {unseen:,} are not seen",
+            file=sys.stderr,
+        )
 
 
 def _print_text(engine: Engine, prompt: str, params: SamplingParams, samples: int, *, echo: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+import traceback
 from typing import NoReturn
 
 import typer
@@ -77,6 +78,9 @@ def main() -> NoReturn:
         os.environ["GPT_DEBUG"] = "1"
         sys.argv.remove("--debug")
     keep_freed_memory()
+    for name in ("stdout", "stderr"):  # closed by the shell (>&-)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         _run_verb()
         sys.stdout.flush()
@@ -91,7 +95,7 @@ def main() -> NoReturn:
         _leave(130)
     except GptError as error:
         if os.environ.get("GPT_DEBUG"):
-            raise
+            traceback.print_exc()
         _complain(error)
         _leave(error.exit_code)
     except Exception as error:

@@ -46,6 +46,7 @@ def run_pipeline(engine: Engine, params: SamplingParams, options: Options, *, se
     from gptcli.generate.pipeline import made_by
     from gptcli.generate.rowfile import RowFile, begun_with
 
+    engine.processors(params)  # a mistake of the command line is no line's
     path = _output_path(options)
     if path is None:
         _run(engine, params, options, _writer(sys.stdout.buffer), None)

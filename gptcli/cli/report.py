@@ -44,7 +44,8 @@ def report(
         for warning in warnings(run):
             typer.echo(warning, err=True)
         html, row, results = run_page(run), run_row(run), run.results
-        lines = columns([*overview(run), *(fact for link in run.lineage[:1] for fact in link.facts)])
+        facts = [*overview(run), *(fact for link in run.lineage[:1] for fact in link.facts)]
+        lines = columns(facts, whole=True) if facts else [f"{runs[0]}: no step is recorded and no checkpoint saved"]
     else:
         whole = results_table(results, main_only=False)
         html = page("Results", [Section("Evaluation", table(whole, heading=True))])

@@ -47,6 +47,8 @@ def tokenize(
     if split not in ("hash", "tail"):
         raise UserError(f"--split {split}: expected hash or tail")
     if not source:
+        if skip_bad:
+            raise UserError("--skip-bad: a filter gives a line for each line; it belongs to gpt tokenize SOURCE -o DIR")
         _filter(tokenizer, decode, parse_special, quiet)
         return
     if out is None:
@@ -114,7 +116,10 @@ def _filter(spec: str, decode: bool, parse_special: bool, quiet: bool) -> None:
         if decode:
             print(jsonlib.dumps({"text": chosen.decode(_ids(text, number, chosen.vocab_size))}, ensure_ascii=False))
         else:
-            ids = chosen.encode(text, parse_special=parse_special)
+            try:
+                ids = chosen.encode(text, parse_special=parse_special)
+            except UserError as error:
+                raise UserError(f"<stdin>:{number}: {error}") from None
             print(jsonlib.dumps(ids))
 
 

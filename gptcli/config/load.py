@@ -81,7 +81,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     if not equals or not dotted:
         raise UserError(f"--set {override}: write it as key.sub=value")
     try:
-        value = yaml.safe_load(text) if text else ""
+        value = yaml.safe_load(text) if text not in ("", "-") else text  # "-" is stdin, to YAML a list of nothing
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: the value is not YAML") from error
     node = tree
@@ -124,7 +124,10 @@ def field_types(cls: type) -> dict[str, Any]:
 
 def _suggest(name: str, cls: type, prefix: str) -> str:
     """A key of exactly that name in another block of any stage, else the nearest of this block."""
-    known = {dotted for stage in STAGES.values() for dotted in dotted_keys(stage)}
+    of_stage = {verb: dotted_keys(stage) for verb, stage in STAGES.items()}
+    known = {dotted for keys in of_stage.values() for dotted in keys}
+    if owners := [verb for verb, keys in of_stage.items() if prefix + name in keys]:
+        return f"; it belongs to `gpt {owners[0]}`"
     for dotted in sorted(known):
         if dotted.endswith("." + name):
             return f"; did you mean {dotted!r}?"

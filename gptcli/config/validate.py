@@ -69,6 +69,8 @@ def _rlhf_problem(recipe: Recipe) -> str | None:
         return "data.path, data.mixture: hold tokens; name .jsonl files in data.train or data.source"
     if recipe.train.compile and not isinstance(recipe, PPORecipe | GRPORecipe):
         return "train.compile: pairs differ in width, so that each step would be compiled anew; leave it out"
+    if isinstance(recipe, DPORecipe) and (recipe.dpo.loss == "conservative") != (recipe.dpo.label_smoothing > 0):
+        return "dpo.label_smoothing: belongs to dpo.loss: conservative, which is the plain loss without; give both"
     if isinstance(recipe, PPORecipe):
         return _rollout_problem("ppo", recipe.ppo, recipe) or _held_out_problem(recipe)
     if isinstance(recipe, GRPORecipe):
@@ -84,7 +86,7 @@ ROLLOUT_SAMPLING = ("max_new_tokens", "temperature", "ignore_eos", "seed", "on_o
 
 def _rollout_problem(name: str, block: RolloutBlock, recipe: PPORecipe | GRPORecipe) -> str | None:
     reward, train, sampling = recipe.reward, recipe.train, recipe.sampling
-    if reward.checkpoint is None and reward.function is None:
+    if not (reward.checkpoint or reward.function):
         return "reward: where do scores come from? set reward.checkpoint or reward.function"
     if block.minibatch_size not in (None, train.global_batch_size):
         return (
@@ -105,9 +107,11 @@ def _rollout_problem(name: str, block: RolloutBlock, recipe: PPORecipe | GRPORec
 
 def _held_out_problem(recipe: PPORecipe | GRPORecipe) -> str | None:
     reward = recipe.held_out_reward
+    if reward is None and recipe.data.val and recipe.train.eval_every == 0:
+        return "data.val: is looked at every train.eval_every steps, and 0 is never; give a number"
     if reward is None:
         return None
-    if reward.checkpoint is None and reward.function is None:
+    if not (reward.checkpoint or reward.function):
         return "held_out_reward: where do scores come from? set held_out_reward.checkpoint or held_out_reward.function"
     if not recipe.data.val:
         return "held_out_reward: scores responses to held-out prompts; name .jsonl files of them in data.val"

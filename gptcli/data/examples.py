@@ -109,6 +109,10 @@ def open_examples(data: DataBlock, parse: Callable[[dict[str, Any]], T]) -> Exam
     if data.val:
         held_out = ExampleReader(data.val, parse, data.columns, data.skip_bad, reader.skipped, advice)
         train, val = examples, list(held_out)
+        if not val:
+            raise UserError(
+                f"{', '.join(data.val)}: holds nothing to measure by; leave data.val out to hold out a part"
+            )
     elif data.split == "tail":
         cut = len(examples) - int(len(examples) * data.val_fraction)
         train, val = examples[:cut], examples[cut:]

@@ -189,6 +189,8 @@ def list_files(spec: str, kinds: tuple[str, ...] = (*PLAIN, ".jsonl", ".parquet"
     or not. Raises UserError if there are none."""
     if spec == STDLIB:
         return stdlib_files()
+    if not spec:
+        raise UserError("data: '' names no file or folder (a variable that is not set?)")
     path = Path(spec).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.rglob("*") if p.is_file() and suffix(p) in kinds)

@@ -81,12 +81,14 @@ def pick_device(name: str) -> torch.device:
 def pick_precision(name: str, device: torch.device) -> torch.dtype:
     """The dtype of the arithmetic. auto: bf16 where the hardware multiplies it, else fp32.
 
-    A CPU without bf16 units emulates it 20 to 50 times slower, so there `auto` is fp32.
+    A CPU without bf16 units emulates it 20 to 50 times slower, so there `auto` is fp32. Raises UserError.
     """
     if name == "fp32":
         return torch.float32
     if name == "bf16":
         return torch.bfloat16
+    if name != "auto":
+        raise UserError(f"precision: {name!r} is none of auto, fp32, bf16")
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32

@@ -138,10 +138,22 @@ def _token_id(name: str, vocab_size: int, tokenizer: Tokenizer | None) -> int:
         return int(name)
     if tokenizer is None:
         raise UserError(f"logit_bias: {name!r} is text, and this model has no tokenizer; give a token id")
-    ids = tokenizer.encode(name, parse_special=True)
+    spelled = _spellings(tokenizer, name, parse_special=True)
+    ids = next((ids for ids in spelled if len(ids) == 1), spelled[0])
     if len(ids) != 1:
         raise UserError(f"logit_bias: {name!r} is {len(ids)} tokens, and a bias belongs to one (`gpt tokenize` shows)")
     return ids[0]
+
+
+def _spellings(tokenizer: Tokenizer, text: str, *, parse_special: bool = False) -> list[list[int]]:
+    """Ids of a text that begins a document, and of one that goes on after a line break: where tokenizers put a space
+    before a document, as Llama's do, those are others. Raises UserError for what it cannot write."""
+    spellings = [tokenizer.encode(text, parse_special=parse_special)]
+    with contextlib.suppress(UserError):  # one without a line break
+        before, whole = tokenizer.encode("\n"), tokenizer.encode("\n" + text, parse_special=parse_special)
+        if whole[: len(before)] == before:
+            spellings.append(whole[len(before) :])
+    return spellings
 
 
 def bad_sequences(params: SamplingParams, tokenizer: Tokenizer | None, device: torch.device | str) -> list[Tensor]:
@@ -151,10 +163,10 @@ def bad_sequences(params: SamplingParams, tokenizer: Tokenizer | None, device: t
     by_length: dict[int, set[tuple[int, ...]]] = defaultdict(set)
     for word in params.bad_words:
         assert tokenizer is not None
-        spellings = [tokenizer.encode(word)]
+        spellings = _spellings(tokenizer, word)
         # In running text a word begins with its space. A tokenizer without a space cannot write that one at all.
         with contextlib.suppress(UserError):
-            spellings.append(tokenizer.encode(" " + word))
+            spellings += _spellings(tokenizer, " " + word)
         for ids in filter(None, spellings):
             by_length[len(ids)].add(tuple(ids))
     return [torch.tensor(sorted(group), device=device) for _, group in sorted(by_length.items())]

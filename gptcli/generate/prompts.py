@@ -18,7 +18,7 @@ from gptcli.config.validate import check_sampling
 from gptcli.data.sources import OnBad, has_surrogates, parse_jsonl, read_lines, refuse, suffix
 from gptcli.errors import UserError, nearest
 from gptcli.tokenizer import Tokenizer
-from gptcli.tokenizer.chat_template import chat_stop, encode_chat, render_chat
+from gptcli.tokenizer.chat_template import are_messages, chat_stop, encode_chat, render_chat
 
 STDIN = "-"
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -36,6 +36,7 @@ class Job:
     params: SamplingParams
     changes: dict[str, Any]
     ids: tuple[int, ...] | None = None  # of messages, whose template writes special tokens
+    messages: list[dict[str, str]] | None = None
 
     @property
     def feed(self) -> str | Sequence[int]:
@@ -122,12 +123,11 @@ def _job(where: str, number: int, row: dict[str, Any], params: SamplingParams, t
 
 def _chat_job(job: Job, messages: Any, tokenizer: Tokenizer) -> Job:
     """A conversation whose next turn is to be written, in the tokenizer's chat template."""
-    fits = isinstance(messages, list) and messages
-    if not fits or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+    if not are_messages(messages):
         raise UserError(f"{job.where}: messages: expected a list of {{role, content}}")
     try:
         text, ids = render_chat(tokenizer, messages), encode_chat(tokenizer, messages)
     except UserError as error:
         raise UserError(f"{job.where}: {error}") from error
     params = dataclasses.replace(job.params, stop=[*job.params.stop, *chat_stop(tokenizer)])
-    return dataclasses.replace(job, prompt=text, ids=tuple(ids), params=params)
+    return dataclasses.replace(job, prompt=text, ids=tuple(ids), params=params, messages=messages)

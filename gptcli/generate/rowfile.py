@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from gptcli.errors import UserError
+from gptcli.errors import GptError, UserError
 from gptcli.files import open_locked, publish_text, read_object, sync
 
 TAIL = 1 << 16  # bytes looked at in one go for the end of the last whole row
@@ -17,24 +18,34 @@ TAIL = 1 << 16  # bytes looked at in one go for the end of the last whole row
 class RowFile:
     """Rows, each written whole before the next; what a kill left of the last one is cut off when it is opened again.
 
-    PATH.meta.json beside it, written first, says what makes the rows, so that none made otherwise are added.
+    PATH.meta.json beside it, written first, says what makes the rows, so that none made otherwise are added. Nothing is
+    changed before the first row: what fails until then leaves what was there, or nothing.
     """
 
     def __init__(self, path: Path, made_by: dict[str, Any], *, overwrite: bool = False) -> None:
         """Raises UserError if `path` holds rows that were made by something else."""
-        self.path = path
+        self.path, self._made_by = path, made_by
         if path.is_dir() or not path.absolute().parent.is_dir():
             raise UserError(f"{path}: {'is a folder' if path.is_dir() else 'the folder it should be in is missing'}")
+        self._new, self._ready = not path.exists(), False
         self._file = open_locked(path)
-        if overwrite:
-            self._file.truncate(0)
-        self._kept = _end_of_rows(self._file)
-        if os.fstat(self._file.fileno()).st_size:
-            _check_same(path, made_by)
-        else:
-            _write_meta(path, made_by)
+        self._kept = 0 if overwrite else _end_of_rows(self._file)
+        self._begins = overwrite or os.fstat(self._file.fileno()).st_size == 0
+        if not self._begins:
+            try:
+                _check_same(path, made_by)
+            except UserError:
+                self._file.close()
+                raise
+
+    def _get_ready(self) -> None:
+        if self._ready:
+            return
+        if self._begins:
+            _write_meta(self.path, self._made_by)
         self._file.truncate(self._kept)
         self._file.seek(self._kept)
+        self._ready = True
 
     def kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
         """(number from 1, row) of what was there when it was opened."""
@@ -51,15 +62,28 @@ class RowFile:
                 yield number, row
 
     def write(self, line: bytes) -> None:
-        self._file.write(line)
-        self._file.flush()
+        """Raises GptError where the disk does not take it."""
+        try:
+            self._get_ready()
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise GptError(
+                f"{self.path}: {error.strerror}; the same command goes on from the last whole row"
+            ) from error
 
     def __enter__(self) -> RowFile:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._file.close()
-        sync(self.path)
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        if kind is None:
+            self._get_ready()
+        elif self._new and not self._ready:
+            self.path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of rows that a full disk did not take, which was said
+            self._file.close()
+        if self.path.exists():
+            sync(self.path)
 
 
 def begun_with(path: Path, key: str) -> Any:

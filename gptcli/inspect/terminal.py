@@ -41,10 +41,10 @@ def signed_bar(share: float, room: int) -> str:
     return f"{'':{half}}│{blocks}" if share >= 0 else f"{blocks:>{half}}│"
 
 
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Cells below each other, two spaces apart; rows may be of different lengths."""
-    count = max(map(len, rows))
-    padded = [pad([cut(row[i]) if i < len(row) else "" for row in rows]) for i in range(count)]
+def columns(rows: Sequence[Sequence[str]], *, whole: bool = False) -> list[str]:
+    """Cells below each other, two spaces apart; rows may be of different lengths. Long cells are cut, or left whole."""
+    count, shown = max(map(len, rows)), str if whole else cut
+    padded = [pad([shown(row[i]) if i < len(row) else "" for row in rows]) for i in range(count)]
     return ["  ".join(row).rstrip() for row in zip(*padded, strict=True)]
 
 

@@ -39,6 +39,11 @@ class KLController:
     def __init__(self, coef: float, target: float | None = None, horizon: int = 10_000) -> None:
         self.coef, self._target, self._horizon = coef, target, horizon
 
+    def resume(self, coef: float) -> None:
+        """Go on from `coef`, if it is one that moves; a fixed one is what the recipe says now."""
+        if self._target is not None:
+            self.coef = coef
+
     def update(self, kl: float, responses: int) -> None:
         """After a rollout of `responses` whose mean KL per response was `kl`."""
         if self._target is None:

@@ -19,6 +19,7 @@ from gptcli.generate.prompts import Job, read_jobs
 from gptcli.generate.rowfile import RowFile
 from gptcli.modeldir import open_model_dir, weight_files
 from gptcli.rlhf.labels import Id, Question, Source, question_of
+from gptcli.tokenizer.chat_template import are_messages
 
 Advance = Callable[[int, int], None]  # answers there are, of so many
 Key = tuple[str, Id, str, int]
@@ -81,14 +82,14 @@ def sample_questions(sampling: Sampling, path: Path, *, overwrite: bool, advance
 
 
 def _questions(jobs: list[tuple[Path, list[Job]]], known: dict[Key, str]) -> list[Question | None]:
-    prompts: dict[Id, str] = {}
+    asked: dict[Id, Job] = {}
     answers: dict[Id, list[tuple[str, Source | None]]] = {}
     for checkpoint, of_checkpoint in jobs:
         for job in of_checkpoint:
-            prompts.setdefault(job.id, job.prompt)  # a chat's is in the words of the first checkpoint's template
+            asked.setdefault(job.id, job)  # a chat's is in the words of the first checkpoint's template
             source = {"checkpoint": str(checkpoint), "seed": job.params.seed}
             answers.setdefault(job.id, []).append((known[_key(checkpoint, job)], source))
-    return [question_of(id, prompts[id], found) for id, found in answers.items()]
+    return [question_of(id, asked[id].prompt, found, asked[id].messages) for id, found in answers.items()]
 
 
 def _key(checkpoint: Path, job: Job) -> Key:
@@ -122,11 +123,12 @@ def read_questions(path: Path) -> list[Question | None]:
     texts: dict[Id, tuple[str, list[str]]] = {}
     for number, row in read_jsonl(path):
         id, prompt, responses, sources = _fields(row, f"{path}:{number}")
+        messages = row["messages"] if are_messages(row.get("messages")) else None
         id = number if id is None else id
         if texts.setdefault(id, (prompt, responses)) != (prompt, responses):
             raise UserError(f"{path}:{number}: id {id!r} has other answers on an earlier line; labels go by their ids")
         answers = [(text, source) for text, of_text in zip(responses, sources, strict=True) for source in of_text]
-        found.setdefault(id, question_of(id, prompt, answers))
+        found.setdefault(id, question_of(id, prompt, answers, messages))
     return list(found.values())
 
 

@@ -23,6 +23,7 @@ class Question:
     prompt: str
     responses: list[str]
     sources: list[list[Source]] = field(default_factory=list)
+    messages: list[dict[str, str]] | None = None  # the conversation that `prompt` is the text of
 
     def order(self, seed: int) -> list[int]:
         """Places in `responses` as they are shown: it tells nothing of where a response came from."""
@@ -30,7 +31,9 @@ class Question:
         return sorted(places, key=lambda place: derive(seed, "label order", stream_of(self.id), place))
 
 
-def question_of(id: Id, prompt: str, answers: Iterable[tuple[str, Source | None]]) -> Question | None:
+def question_of(
+    id: Id, prompt: str, answers: Iterable[tuple[str, Source | None]], messages: list[dict[str, str]] | None = None
+) -> Question | None:
     """Equal answers become one, empty ones are left out: of neither could a preference be learned. None where fewer
     than two remain."""
     sources: dict[str, list[Source]] = {}
@@ -39,7 +42,7 @@ def question_of(id: Id, prompt: str, answers: Iterable[tuple[str, Source | None]
             sources.setdefault(text, []).extend([source] if source else [])
     if len(sources) < 2:
         return None
-    return Question(id, prompt, list(sources), list(sources.values()) if any(sources.values()) else [])
+    return Question(id, prompt, list(sources), list(sources.values()) if any(sources.values()) else [], messages)
 
 
 def ranking_row(tiers: Sequence[Sequence[int]], order: Sequence[int]) -> dict[str, Any]:
@@ -61,7 +64,9 @@ def rank_by_number(numbers: Sequence[float]) -> list[list[int]]:
 
 def label_row(question: Question, judgement: dict[str, Any], labeller: str, **more: Any) -> dict[str, Any]:
     """A line of the file of preferences: rlhf/preferences.py reads it."""
-    row: dict[str, Any] = {"id": question.id, "prompt": question.prompt, "responses": question.responses, **judgement}
+    row: dict[str, Any] = {"id": question.id, "prompt": question.prompt}
+    row |= {"messages": question.messages} if question.messages else {}
+    row |= {"responses": question.responses, **judgement}
     row |= {"labeller": labeller, "time": datetime.now(timezone.utc).isoformat(timespec="seconds"), **more}
     return row | ({"sources": question.sources} if question.sources else {})
 

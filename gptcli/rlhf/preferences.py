@@ -10,8 +10,12 @@ from typing import Any
 
 from gptcli.errors import UserError
 from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer.chat_template import are_messages, encode_chat
 
-FORMATS = "expected prompt, chosen, rejected; chosen, rejected as transcripts; or prompt, responses, ranking | scores"
+FORMATS = (
+    "expected prompt, chosen, rejected; chosen, rejected as transcripts; or prompt, responses, ranking | scores "
+    "(messages: a conversation instead of the prompt)"
+)
 TURN = "\n\nAssistant:"  # of Anthropic's transcripts; the last one that both share begins the answers
 
 
@@ -27,18 +31,22 @@ class Pair:
 
 @dataclass(frozen=True)
 class Preference:
+    """messages: the conversation that the responses answer, of which `prompt` is only the text."""
+
     prompt: str
     responses: list[str]
     pairs: list[Pair]
+    messages: list[dict[str, str]] | None = None
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A preference as ids; each response ends with end-of-text."""
+    """A preference as ids; each response ends with end-of-text. cut: the prompt has lost its beginning."""
 
     prompt: list[int]
     responses: list[list[int]]
     pairs: list[Pair]
+    cut: bool = False
 
     @property
     def rows(self) -> list[list[int]]:
@@ -64,8 +72,9 @@ def parse_preference(row: dict[str, Any]) -> Preference:
 
 def _pair(row: dict[str, Any]) -> Preference:
     chosen, rejected = _text(row, "chosen"), _text(row, "rejected")
-    if "prompt" in row:
-        prompt = _text(row, "prompt", may_be_empty=True)
+    messages = _messages(row)
+    if messages or "prompt" in row:
+        prompt = _prompt(row, messages)
     else:
         prompt, chosen, rejected = split_transcripts(chosen, rejected)
     for name, answer in (("chosen", chosen), ("rejected", rejected)):
@@ -74,7 +83,9 @@ def _pair(row: dict[str, Any]) -> Preference:
     p, margin = _number(row, "p_chosen", 1.0), _number(row, "margin", 0.0)
     if not 0 <= p <= 1:
         raise UserError(f"p_chosen: {p} is no probability")
-    return Preference(prompt, [chosen, rejected], [Pair(0, 1, p, margin)])
+    if margin < 0:
+        raise UserError(f"margin: {margin}: it is by how much the chosen answer is better, and that is not below 0")
+    return Preference(prompt, [chosen, rejected], [Pair(0, 1, p, margin)], messages)
 
 
 def split_transcripts(chosen: str, rejected: str) -> tuple[str, str, str]:
@@ -96,13 +107,15 @@ def _several(row: dict[str, Any]) -> Preference:
     if ("ranking" in row) == ("scores" in row):
         raise UserError("responses: need a ranking or scores, one of them")
     pairs = _ranked(row["ranking"], len(responses)) if "ranking" in row else _rated(row["scores"], len(responses))
-    return Preference(_text(row, "prompt", may_be_empty=True), responses, pairs)
+    messages = _messages(row)
+    return Preference(_prompt(row, messages), responses, pairs, messages)
 
 
 def _ranked(ranking: Any, count: int) -> list[Pair]:
     """Places in `responses`, from 0, best first; those of one list are tied: [2, [0, 3], 1]."""
     tiers = [tier if isinstance(tier, list) else [tier] for tier in ranking] if isinstance(ranking, list) else []
-    if sorted(map(str, itertools.chain(*tiers))) != sorted(map(str, range(count))):
+    places = list(itertools.chain(*tiers))
+    if not all(type(place) is int for place in places) or sorted(places) != list(range(count)):
         raise UserError(f"ranking: {ranking}: expected each place from 0 to {count - 1} once, the best first")
     return [Pair(a, b) for high, low in itertools.combinations(tiers, 2) for a in high for b in low]
 
@@ -115,6 +128,17 @@ def _rated(scores: Any, count: int) -> list[Pair]:
     order = sorted(range(count), key=lambda i: -numbers[i])  # type: ignore[operator]
     gaps = [(a, b, numbers[a] - numbers[b]) for a, b in itertools.combinations(order, 2)]  # type: ignore[operator]
     return [Pair(a, b, margin=gap) for a, b, gap in gaps if gap > 0]
+
+
+def _messages(row: dict[str, Any]) -> list[dict[str, str]] | None:
+    messages = row.get("messages")
+    if messages is not None and not are_messages(messages):
+        raise UserError("messages: expected a list of {role, content}")
+    return messages
+
+
+def _prompt(row: dict[str, Any], messages: Any) -> str:
+    return "" if messages and "prompt" not in row else _text(row, "prompt", may_be_empty=True)
 
 
 def _text(row: dict[str, Any], name: str, *, may_be_empty: bool = False) -> str:
@@ -142,7 +166,7 @@ def _finite(value: Any) -> float | None:
 
 
 def encode_preference(
-    preference: Preference, tokenizer: Tokenizer, encode_prompt: Callable[[str], list[int]], limit: int
+    preference: Preference, tokenizer: Tokenizer, encode_prompt: Callable[[str | list[int]], list[int]], limit: int
 ) -> Comparison:
     """Prompt and responses are encoded apart, as they are when a response is written, and never merge across the seam.
 
@@ -156,7 +180,9 @@ def encode_preference(
             f"a response of {longest} tokens leaves no room for its prompt in {limit} (train.seq_len, or the model's "
             "context)"
         )
-    return Comparison(encode_prompt(preference.prompt)[longest - limit :], responses, preference.pairs)
+    chat = preference.messages and encode_chat(tokenizer, preference.messages)
+    prompt = encode_prompt(chat or preference.prompt)
+    return Comparison(prompt[longest - limit :], responses, preference.pairs, cut=longest + len(prompt) > limit)
 
 
 def length_accuracy(comparisons: Sequence[Comparison]) -> float:

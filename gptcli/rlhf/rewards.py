@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -150,14 +151,17 @@ class RewardFunction:
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
         """Raises UserError for whatever the function does wrong."""
         try:
-            scores = self._function([s.prompt for s in samples], [s.response for s in samples])
-        except Exception as error:
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for what the verb was asked for
+                scores = self._function([s.prompt for s in samples], [s.response for s in samples])
+        except (Exception, SystemExit) as error:
             line = f" (line {error.__traceback__.tb_next.tb_lineno})" if error.__traceback__.tb_next else ""  # type: ignore[union-attr]
             raise UserError(f"{self.name}{line} raised {type(error).__name__}: {error}") from error
         return self._checked(scores, samples)
 
     def _checked(self, scores: Any, samples: Sequence[Sample]) -> Tensor:
         try:
+            if isinstance(scores, dict | set | str | bytes):
+                raise TypeError("no sequence")
             numbers = [float(score) for score in scores]
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.name} returned {str(scores)[:60]!r}, not a list of numbers") from error
@@ -179,8 +183,9 @@ def _load_function(file: Path, name: str, key: str) -> Callable[[list[str], list
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses and pickles look for it
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        with contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
         raise UserError(f"{key}: {file}: cannot be imported ({type(error).__name__}: {error})") from error
     function = getattr(module, name, None)
     if not callable(function):

@@ -166,7 +166,8 @@ class RolloutSource:
 
     Every process holds the whole rollout, so that statistics, groups and shuffles are the same however many there are,
     and any of them can save the queue. Prompts, draws and shuffles are derived from the seed and the rollout's number.
-    The queue itself is saved: it came from a policy that has moved on since.
+    The queue itself is saved: it came from a policy that has moved on since. A resume with other sizes or epochs, by
+    which its steps would be other ones, leaves the rest of it and begins with a new rollout.
     """
 
     def __init__(
@@ -221,11 +222,17 @@ class RolloutSource:
         mask = chosen["targets"] != IGNORE_INDEX
         return Batch(chosen, weight=self._weight(mask), tokens=int(mask.sum()))
 
+    @property
+    def _sizes(self) -> list[int]:
+        """What a place in the queue depends on."""
+        return [self._size, self._group, self._epochs, self._minibatches]
+
     def state_dict(self) -> dict[str, Any]:
         queue = {f"queue.{name}": tensor for name, tensor in self._queue.items()}
         return {
             "rollouts": self._rollouts,
             "position": self._position,
+            "sizes": self._sizes,
             "kl_coef": self._kl.coef,
             "metrics": self.metrics,
             **queue,
@@ -233,8 +240,11 @@ class RolloutSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._rollouts, self._position = int(state["rollouts"]), int(state["position"])
-        self._kl.coef, self.metrics = float(state["kl_coef"]), dict(state["metrics"])
+        self._kl.resume(float(state["kl_coef"]))
+        self.metrics = dict(state["metrics"])
         queue = {name.removeprefix("queue."): t for name, t in state.items() if name.startswith("queue.")}
+        if state.get("sizes", self._sizes) != self._sizes:
+            queue = {}
         self._queue = {name: t.to(self._runtime.device) for name, t in queue.items()}
 
     # ---- a rollout -----------------------------------------------------------------------------------------

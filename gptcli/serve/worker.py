@@ -14,7 +14,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from gptcli.config.schema import SamplingParams
-from gptcli.errors import GptError
+from gptcli.errors import GptError, UserError
 from gptcli.generate import Completion, Engine
 from gptcli.generate.engine import Piece, Session
 from gptcli.generate.scoring import score_prompt
@@ -171,10 +171,12 @@ class Worker:
         return sum(call.unfinished for call in self._calls)
 
     def submit(self, jobs: Sequence[Job], timeout: float) -> Call:
-        """Begin jobs; `finish` the call whatever comes of it. Raises Busy or Down; the call's events end with
-        TimeoutError if they are not all there in time."""
+        """Begin jobs; `finish` the call whatever comes of it. Raises Busy or Down, and UserError for more than there
+        may ever be; the call's events end with TimeoutError if they are not all there in time."""
         if not self.alive:
             raise Down(f"the model's thread has stopped: {self.error}")
+        if len(jobs) > self.max_rows + self.max_waiting:
+            raise UserError(f"{len(jobs)} texts are more than this server writes and lets wait; ask for fewer")
         if self.unfinished + len(jobs) > self.max_rows + self.max_waiting:
             raise Busy(f"{self.unfinished} texts are under way or waiting already; try again soon")
         call = Call(jobs, timeout)

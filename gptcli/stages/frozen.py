@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from gptcli.stages.build import first_weights, trainable
 from gptcli.stages.job import Job
 from gptcli.train.checkpoint import digest_of, find_checkpoint
 
+STDIN = Path("-")
+
 
 def policy(job: Job[Any], heads: Mapping[str, float]) -> GPT:
     """The model to begin with: the checkpoint with these scalar heads (see with_heads) and without dropout. With it,
@@ -29,10 +33,10 @@ def policy(job: Job[Any], heads: Mapping[str, float]) -> GPT:
 
 
 def data_files(data: DataBlock) -> list[Path]:
-    """The files of data.train or data.source."""
+    """The files of data.train or data.source, stdin among them."""
     if not (specs := data.train or data.source):
         raise UserError("data: nothing to train on; name .jsonl files in data.train")
-    return [file for spec in specs for file in list_files(spec)]
+    return [file for spec in specs for file in ([STDIN] if spec == "-" else list_files(spec))]
 
 
 def held_out_files(data: DataBlock) -> list[Path]:
@@ -46,13 +50,23 @@ def fingerprint(recipe: Recipe) -> str:
     files += weight_files(find_checkpoint(recipe.init_from))
     for key in ("reward", "held_out_reward"):
         reward: Any = getattr(recipe, key, None)
-        if isinstance(reward, RewardBlock) and reward.checkpoint is not None:
+        if isinstance(reward, RewardBlock) and reward.checkpoint:
             files += weight_files(find_checkpoint(reward.checkpoint))
-        if isinstance(reward, RewardBlock) and reward.function is not None and ":" in reward.function:
+        if isinstance(reward, RewardBlock) and reward.function and ":" in reward.function:
             files.append(Path(reward.function.rpartition(":")[0]))
     digest = hashlib.sha256()
     for file in files:
+        if file == STDIN:
+            digest.update(hashlib.sha256(read_ahead()).digest())
+            continue
         if not file.is_file():
             raise UserError(f"{file}: no such file")
         digest.update(digest_of(file).encode())
     return digest.hexdigest()[:16]
+
+
+def read_ahead() -> bytes:
+    """All of stdin, which whoever reads it next finds there again."""
+    data = sys.stdin.buffer.read()
+    sys.stdin = io.TextIOWrapper(io.BytesIO(data), "utf-8")
+    return data

@@ -31,7 +31,7 @@ from gptcli.stages.build import build_model, pick_plan
 from gptcli.stages.console import RunConsole
 from gptcli.stages.run import TrainingRun
 from gptcli.tokenizer import Tokenizer
-from gptcli.train.checkpoint import Training, find_checkpoint, load_training, remove_unfinished
+from gptcli.train.checkpoint import Training, checkpoints, find_checkpoint, load_training, remove_unfinished
 from gptcli.train.optim import make_optimizer
 
 R = TypeVar("R", bound=Recipe)
@@ -92,9 +92,8 @@ class Job(Generic[R]):
         folder = Path(recipe.run.dir) / recipe.run.name
         if self.runtime.is_main:
             if self.resume is None and folder.exists() and any(p for p in folder.iterdir() if p.name[:1] != "."):
-                raise UserError(
-                    f"{folder}: this run exists; go on with --resume {folder}, or choose another -s run.name=NAME"
-                )
+                way = f"go on with --resume {folder}" if checkpoints(folder) else "it ended before a save: delete it"
+                raise UserError(f"{folder}: this run exists; {way}, or choose another -s run.name=NAME")
             folder.mkdir(parents=True, exist_ok=True)
             remove_unfinished(folder)
             publish_text(folder / "recipe.yaml", dump_recipe(recipe))
@@ -123,8 +122,9 @@ class Job(Generic[R]):
         if training.facts["tokenizer_hash"] != tokenizer.hash:
             raise UserError(f"{checkpoint}: was trained with another tokenizer than the data has now; cannot resume")
         if training.facts["data_hash"] != data_hash:
+            what = "data, the base or what gives rewards" if self.recipe.stage.startswith("rlhf-") else "data"
             raise UserError(
-                f"{checkpoint}: the data has changed since this checkpoint, so a resume would not be exact; "
+                f"{checkpoint}: the {what} has changed since this checkpoint, so a resume would not be exact; "
                 f"start a new run from its weights with -s init_from={checkpoint}"
             )
         if self.recipe.lora is None:

@@ -49,6 +49,8 @@ def read_preferences(recipe: Recipe, engine: Engine, say: Callable[[str], None])
     if tied := len(examples.train) + len(examples.val) - len(train) - len(held_out):
         say(f"{tied:,} comparisons whose answers are all tied are passed over: they prefer nothing")
     found = Preferences(train, held_out)
+    if cut := sum(comparison.cut for comparison in train + held_out):
+        say(f"{cut:,} prompts have lost their beginning: with an answer they are more than {limit} tokens")
     longer = length_accuracy(found.train)
     say(
         f"{len(found.train):,} comparisons and {len(found.held_out):,} held out; the "

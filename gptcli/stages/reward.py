@@ -33,9 +33,10 @@ def run(job: Job[RewardRecipe]) -> dict[str, Any]:
     recipe, runtime, config = job.recipe, job.runtime, job.base.config
     tokenizer = job.base.require_tokenizer()
     reference = Engine(load_model(job.base, device=runtime.device), tokenizer, dtype=job.dtype)
+    learned_from = fingerprint(recipe)
     data = read_preferences(recipe, reference, job.say)
     head = {HEAD: 1 / math.sqrt(config.n_embd + 1)}
-    started = job.start(tokenizer, fingerprint(recipe), partial(policy, job, head))
+    started = job.start(tokenizer, learned_from, partial(policy, job, head))
     model = started.model
     if model.lm_head is not None:
         model.lm_head.requires_grad_(False)  # the words it would write are no part of the loss

@@ -174,9 +174,10 @@ class TrainingRun:
         self._row |= self._validated
         self._validated = {}
         if not math.isfinite(loss):
+            latest = self.run_dir / "latest"
+            kept = f"the last checkpoint is {latest}" if latest.exists() else "no checkpoint was saved before"
             raise GptError(
-                f"step {result.step}: the loss is {loss}; the last checkpoint is {self.run_dir / 'latest'}. "
-                "A smaller optim.lr or a longer warmup usually helps"
+                f"step {result.step}: the loss is {loss}; {kept}. A smaller optim.lr or a longer warmup usually helps"
             )
         for logger in self._loggers:
             logger.write(self._row)

@@ -44,6 +44,15 @@ GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Message = Mapping[str, Any]  # role and content at least
 
 
+def are_messages(value: Any) -> bool:
+    """Whether it is a conversation: a list of {role, content}, and not empty."""
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(message, dict) and {"role", "content"} <= message.keys() for message in value)
+    )
+
+
 def encode_chat(tokenizer: Tokenizer, messages: Sequence[Message], *, reply: bool = True) -> list[int]:
     """Ids of a conversation, with the beginning of an answer after it if one is to be written (`reply`).
 

@@ -112,6 +112,8 @@ def find_checkpoint(path: str | Path) -> Path:
         return path.resolve() if path.is_symlink() else path
     if not path.exists():
         raise UserError(f"{path}: no such checkpoint or run")
+    if not path.is_dir():
+        raise UserError(f"{path}: is a file; a checkpoint is a folder (a run's, or one of `gpt import`)")
     if (path / "latest" / CONFIG).is_file():
         return path / os.readlink(path / "latest") if (path / "latest").is_symlink() else path / "latest"
     if steps := checkpoints(path):

@@ -184,6 +184,7 @@ def test_unknown_option_exits_2() -> None:
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     done = gpt("pretrain", "-r", "nowhere.yaml", "--debug")
     assert "Traceback" in done.err
+    assert done.code == 2
 
 
 # ---- generate -------------------------------------------------------------------------------------------------
@@ -249,6 +250,7 @@ def test_generate_refuses_options_that_contradict_each_other(trained: Path) -> N
     at = ["-c", trained / "runs/tiny"]
     complains(["generate", "x", *at, "--num-beams", "2", "--top-k", "5"], "top_k", "num_beams, which draws nothing")
     complains(["generate", "x", *at, "--num-beams", "2", "--samples", "2"], "--samples", "--num-return")
+    complains(["generate", "x", *at, "--logprobs"], "--logprobs: are told in rows")
     complains(["generate", "x", *at, "--num-return", "2"], "num_return: 2 is more than num_beams 1")
     complains(
         ["generate", "x", *at, "--early-stopping", "maybe"], "early_stopping", "never or true or false", "'maybe'"
@@ -256,6 +258,25 @@ def test_generate_refuses_options_that_contradict_each_other(trained: Path) -> N
     complains(["generate", "x", *at, "--logit-bias", "50256"], "--logit-bias 50256", "TOKEN=VALUE")
     complains(["generate", "x", *at, "--logit-bias", "a=b"], "logit_bias.a: expected a number, not 'b'")
     complains(["generate", "x", *at, "--logit-bias", "ab=1"], "logit_bias: 'ab' is 2 tokens")
+
+
+def test_a_prompt_that_is_not_seen_whole_is_told(trained: Path) -> None:
+    done = gpt("generate", "ab" * 200, "-n", "2", cwd=trained)
+    assert "gpt: the prompt's 400 tokens are more than the context: its first " in done.err
+    assert "the context" not in gpt("generate", "ab", "-n", "2", cwd=trained).err
+    assert gpt("generate", "ab" * 200, "-n", "2", "-q", cwd=trained).err == ""
+
+
+@pytest.mark.parametrize("verb", ["generate", "score", "eval"])
+def test_a_precision_that_is_none_is_refused(trained: Path, verb: str) -> None:
+    done = gpt(verb, "--precision", "fp8", cwd=trained, stdin=b"a")
+    assert (done.code, done.err.splitlines()[-1]) == (2, "gpt: precision: 'fp8' is none of auto, fp32, bf16")
+
+
+def test_without_a_stdout_nothing_breaks(trained: Path) -> None:
+    command = f"{sys.executable} -m gptcli generate a -n 2 -q >&-"
+    done = subprocess.run(command, shell=True, cwd=trained, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_generate_with_a_draft(trained: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -14,6 +15,8 @@ from pathlib import Path
 import pytest
 
 from gptcli.cli.main import main
+from gptcli.errors import GptError
+from gptcli.generate.rowfile import RowFile
 from tests.conftest import gpt, make_tiny
 
 
@@ -79,6 +82,33 @@ def test_a_signal_keeps_what_is_done(trained: Path, signum: int, code: int) -> N
     done = gpt("generate", "-i", "p.jsonl", "-o", out.name, "-q", "-n", "400", "--json", cwd=trained)
     assert json.loads(done.out) == {**json.loads(done.out), "rows": 60, "kept": rows.count(b"\n"), "bad": 0}
     assert out.read_bytes().startswith(rows)
+
+
+@pytest.mark.parametrize("mistake", [("-i", "nowhere.jsonl"), ("-i", "bad.jsonl"), ("-i", "p.jsonl", "--regex", "((")])
+def test_a_mistake_costs_no_row_and_leaves_no_file(trained: Path, mistake: tuple[str, ...]) -> None:
+    (trained / "bad.jsonl").write_text("{\n")
+    (trained / "kept.jsonl").write_text('{"id": 1}\n')
+    assert gpt("generate", *mistake, "-o", "kept.jsonl", "--overwrite", cwd=trained).code == 2
+    assert (trained / "kept.jsonl").read_text() == '{"id": 1}\n'
+    assert gpt("generate", *mistake, "-o", "fresh.jsonl", cwd=trained).code == 2
+    assert not list(trained.glob("fresh.jsonl*"))
+
+
+def test_a_mistake_of_the_command_line_is_no_lines(trained: Path) -> None:
+    done = gpt("generate", "-i", "p.jsonl", "--skip-bad", "--regex", "((", "-q", cwd=trained)
+    assert done.code == 2
+    assert done.err.startswith("gpt: regex: ")
+
+
+def test_a_full_disk_names_the_file(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with RowFile(trained / "full.jsonl", {}) as file:
+        monkeypatch.setattr(RowFile, "_get_ready", full)
+        with pytest.raises(GptError, match=r"full.jsonl: No space left on device; the same command goes on"):
+            file.write(b"{}\n")
+        monkeypatch.undo()
 
 
 def test_a_signal_ends_the_wait_for_stdin(trained: Path) -> None:

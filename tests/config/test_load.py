@@ -252,6 +252,14 @@ def test_one_value_stands_for_a_list_of_one(recipe_file):
     assert (recipe.data.source, recipe.sampling.stop) == (["a.txt"], ["7"])
 
 
+def test_a_dash_is_stdin(recipe_file):
+    assert load_recipe(str(recipe_file), ["data.source=-"]).data.source == ["-"]
+
+
+def test_a_key_of_another_stage_is_sent_there(recipe_file):
+    assert "dpo: unknown key; it belongs to `gpt rlhf-dpo`" in refusal(recipe_file, "dpo.beta=1")
+
+
 def test_null_leaves_a_list_out(recipe_file):
     assert load_recipe(str(recipe_file), ["data.source=null", "data.path=x"]).data.source == []
 

@@ -10,12 +10,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tokenizers
 import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
+from gptcli.tokenizer import Tokenizer
 from gptcli.tokenizer.build import byte_tokenizer, char_tokenizer, train_bpe
 
 V, EOS = 30, 29
@@ -208,6 +210,24 @@ def test_bad_words_are_banned_with_and_without_their_space() -> None:
         got = process(torch.zeros(1, tokenizer.vocab_size), History([[0, *ids[:-1]]], [1]))
         assert got[0, ids[-1]] == -math.inf
     assert Processors(SamplingParams(bad_words=["a"]), 2, char_tokenizer("ab")).bad_words[0].tolist() == [[0]]
+
+
+def test_bad_words_and_biases_of_a_tokenizer_that_puts_a_space_before_a_document() -> None:
+    """As Llama's does: there "." alone is not the token that ends a sentence."""
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({t: i for i, t in enumerate(("▁", ".", "a", "▁a", "\n"))},
+                                                         [("▁", "a")]))  # fmt: skip
+    backend.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    tokenizer = Tokenizer(backend)
+    assert tokenizer.encode(".") == [0, 1]
+    for word, running in ((".", [2, 1]), (" a", [1, 3]), ("a", [1, 3])):
+        process = Processors(SamplingParams(bad_words=[word]), tokenizer.vocab_size, tokenizer)
+        got = process(torch.zeros(1, tokenizer.vocab_size), History([running[:-1]], [1]))
+        assert got[0, running[-1]] == -math.inf
+    bias = Processors(SamplingParams(logit_bias={".": -7.0}), tokenizer.vocab_size, tokenizer).bias
+    assert bias is not None
+    assert bias.tolist() == [0, -7, 0, 0, 0]
 
 
 def test_every_key_is_used_or_left_to_the_engine() -> None:

@@ -23,6 +23,7 @@ from gptcli.rlhf.preferences import (
 )
 from gptcli.stages.preferences import Preferences
 from gptcli.tokenizer.build import byte_tokenizer
+from gptcli.tokenizer.chat_template import CHATML, CHATML_TOKENS, encode_chat, render_chat
 
 TOKENIZER = byte_tokenizer()
 EOS = 256
@@ -78,6 +79,10 @@ BAD = [
     ({"prompt": "p", "responses": ["a", "b"]}, "a ranking or scores"),
     ({"prompt": "p", "responses": ["a", "b"], "ranking": [0, 2]}, "each place from 0 to 1"),
     ({"prompt": "p", "responses": ["a", "b"], "ranking": 1}, "each place"),
+    ({"prompt": "p", "responses": ["a", "b"], "ranking": ["0", "1"]}, "each place"),
+    ({"prompt": "p", "responses": ["a", "b"], "ranking": [False, True]}, "each place"),
+    ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -3}, "margin: -3.0: .* not below 0"),
+    ({"messages": "Hi", "chosen": "a", "rejected": "b"}, "messages: expected a list of {role, content}"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "expected 2 numbers"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [2, float("nan")]}, "expected 2 numbers"),
 ]
@@ -121,8 +126,23 @@ def test_a_long_prompt_loses_its_beginning_and_a_long_response_is_refused() -> N
     made = encode_preference(preference, TOKENIZER, TOKENIZER.encode, 8)
     assert [len(row) for row in made.rows] == [8, 7]
     assert TOKENIZER.decode(made.prompt) == "6789"
+    assert made.cut
+    assert not encode_preference(preference, TOKENIZER, TOKENIZER.encode, 14).cut
     with pytest.raises(UserError, match="4 tokens leaves no room"):
         encode_preference(preference, TOKENIZER, TOKENIZER.encode, 4)
+
+
+def test_a_conversation_is_encoded_as_when_it_is_answered() -> None:
+    """Its special tokens are tokens, whatever the text beside it shows."""
+    tokenizer = byte_tokenizer().for_chat(CHATML, CHATML_TOKENS, "<|im_end|>")
+    messages = [{"role": "user", "content": "Hi"}]
+    for row in (
+        {"messages": messages, "chosen": "a", "rejected": "b"},
+        {"messages": messages, "prompt": render_chat(tokenizer, messages), "responses": ["a", "b"], "ranking": [0, 1]},
+    ):
+        made = encode_preference(parse_preference(row), tokenizer, lambda ids: list(ids), 200)
+        assert made.prompt == encode_chat(tokenizer, messages)
+        assert made.prompt[0] == tokenizer.encode("<|im_start|>", parse_special=True)[0] > EOS
 
 
 def test_the_baseline_that_takes_the_longer_one() -> None:

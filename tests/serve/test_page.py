@@ -96,6 +96,23 @@ def test_tokens_show_as_they_come_and_stop_stops(page: Any) -> None:
         assert page.locator(".error").count() == 0
 
 
+def test_a_new_conversation_knows_nothing_of_an_answer_that_it_ended(page: Any) -> None:
+    engine = make_engine(context_length=4096)
+    engine.require_tokenizer().special.clear()
+    asked: list[Any] = []
+    page.on("request", lambda r: asked.append(r.post_data_json["messages"]) if r.method == "POST" else None)
+    with serving(engine) as server:
+        page.goto(server.url)
+        say(page, "first")
+        page.wait_for_function("document.querySelectorAll('.turn')[1]?.textContent.length > 3")
+        page.click("#clear")
+        wait_until(lambda: server.rows_under_way == 0)
+        say(page, "second")
+        wait_until(lambda: len(asked) == 2)
+        page.click("#send")
+    assert asked[1] == [{"role": "user", "content": "second"}]
+
+
 def test_mistakes_and_the_key_are_shown(page: Any) -> None:
     with serving(make_engine(), api_key="secret") as server:
         page.goto(server.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import re
@@ -184,6 +185,54 @@ def test_a_policy_that_does_not_learn_keeps_ratios_of_1(world: World) -> None:
             assert row["entropy"] >= 0
 
 
+@pytest.mark.parametrize(("key", "value", "rollouts"), [("ppo_epochs", 1, 5), ("ppo_epochs", 4, 2),
+                                                       ("rollout_batch_size", 8, 3)])  # fmt: skip
+def test_resumed_with_other_sizes_it_begins_a_new_rollout(world: World, key: str, value: int, rollouts: int) -> None:
+    made = tree(world, "rlhf-ppo", 5)  # in the last of three epochs
+    made["optim"]["lr"] = 1e-4
+    train(made)
+    made["ppo"][key] = value
+    made["train"] |= {"max_steps": 14}
+    train(made, resume=world.folder / "run")
+    entropies = [row["entropy"] for row in rows(world)]
+    assert len(set(entropies[:5])) == 1
+    assert len(set(entropies[5:])) == len(set(entropies)) - 1 == rollouts
+
+
+def test_a_fixed_price_of_kl_is_what_the_recipe_says_when_resumed(world: World) -> None:
+    made = tree(world, "rlhf-grpo", 6)
+    train(made)
+    made["grpo"] |= {"kl_coef": 0.9}
+    made["train"] |= {"max_steps": 12}
+    train(made, resume=world.folder / "run")
+    assert [row["kl_coef"] for row in rows(world)] == [0.1] * 6 + [0.9] * 6
+
+
+def test_what_a_reward_function_prints_is_no_output(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    (world.folder / "reward.py").write_text("print(1)\ndef score(p, r):\n    print(2)\n    return [0.0] * len(r)\n")
+    train(tree(world, "rlhf-ppo", 1))
+    assert capsys.readouterr() == ("", "1\n2\n")
+
+
+def test_a_run_that_ended_before_its_first_save_says_what_to_do(world: World) -> None:
+    (world.folder / "run").mkdir()
+    (world.folder / "run" / "recipe.yaml").touch()
+    with pytest.raises(UserError, match="this run exists; it ended before a save: delete it, or choose another"):
+        train(tree(world, "rlhf-dpo", 1))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_data_from_stdin(world: World, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = tree(world, stage, 2, "file")
+    train(made)
+    (file,) = made["data"]["train"]
+    made["data"], made["run"]["name"] = {"train": "-"}, "piped"
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(Path(file).read_bytes())))
+    train(made)
+    ours, theirs = weights(world, "piped"), weights(world, "file")
+    assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
+
+
 def test_dropout_of_the_checkpoint_is_off(world: World) -> None:
     config = world.folder / "reference" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dropout": 0.5}))
@@ -235,6 +284,8 @@ BAD_REWARDS = {
     "return [float('nan')] * len(responses)": r"returned nan for the response",
     "return [1.0]": r"returned 1 scores for 16 responses",
     "return 3": r"returned '3', not a list of numbers",
+    "return dict.fromkeys(range(len(responses)), 1.0)": r"returned '\{0: 1.0.*, not a list of numbers",
+    "raise SystemExit(0)": r"reward.py:score \(line \d+\) raised SystemExit: 0",
     "return ['x'] * len(responses)": r"not a list of numbers",
 }
 
@@ -326,5 +377,5 @@ def test_a_resume_notices_another_adapter_and_another_base(world: World, part: s
     train({**tree(world, "rlhf-dpo", 2), **start})
     file = world.folder / part
     save_file({name: tensor + 1 for name, tensor in load_file(file).items()}, file)
-    with pytest.raises(UserError, match="the data has changed since"):
+    with pytest.raises(UserError, match="base or what gives rewards has changed since"):
         train({**tree(world, "rlhf-dpo", 4), **start}, resume=world.folder / "run")
