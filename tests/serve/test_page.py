@@ -104,7 +104,7 @@ def test_a_new_conversation_knows_nothing_of_an_answer_that_it_ended(page: Any) 
     with serving(engine) as server:
         page.goto(server.url)
         say(page, "first")
-        page.wait_for_function("document.querySelectorAll('.turn')[1]?.textContent.length > 3")
+        wait_until(lambda: page.locator(".turn").nth(1).text_content())
         page.click("#clear")
         wait_until(lambda: server.rows_under_way == 0)
         say(page, "second")
