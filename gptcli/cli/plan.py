@@ -104,7 +104,7 @@ def count_row(model: ModelConfig, recipe: Recipe | None) -> dict[str, Any]:
     }
     if recipe is None:
         return row
-    tokens = training_tokens(recipe.train, seq_len)
+    tokens = training_tokens(recipe, seq_len)
     return row | {
         "tokens": tokens,
         "train_flops": per_token * tokens,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from gptcli.config.flops import flops_per_token_with_attention
 from gptcli.config.gpus import Gpu
 from gptcli.config.memory import USABLE, StepShape, step_memory
-from gptcli.config.plan import global_batch_size, pick_micro_batch, replica_rows, training_tokens
+from gptcli.config.plan import global_batch_size, pick_micro_batch, replica_rows, texts_per_row, training_tokens
 from gptcli.config.schema import BatchRamp, ModelConfig, ParallelSizes, Recipe
 from gptcli.errors import UserError
 
@@ -55,7 +55,7 @@ class Job:
         if self.gpu.flops is None:
             return None
         flops = flops_per_token_with_attention(self.model, self.seq_len)
-        flops *= training_tokens(self.recipe.train, self.seq_len)
+        flops *= training_tokens(self.recipe, self.seq_len)
         return flops / (gpus * self.gpu.flops * mfu) / 86400
 
 
@@ -115,7 +115,12 @@ def fit(job: Job, layout: ParallelSizes) -> Fit:
     # processes on a CPU share the machine
     room = int(USABLE * job.gpu.memory) // (world_size(layout) if job.on_cpu else 1)
     step = StepShape(
-        rows=1, seq_len=job.seq_len, half=job.half, on_cpu=job.on_cpu, optimizer=job.recipe.optim.name, layout=layout
+        rows=1,
+        seq_len=texts_per_row(job.recipe) * job.seq_len,
+        half=job.half,
+        on_cpu=job.on_cpu,
+        optimizer=job.recipe.optim.name,
+        layout=layout,
     )
     rows = pick_micro_batch(job.recipe, job.model, step, replicas=replicas(layout), room=room)
     step = dataclasses.replace(step, rows=rows, accumulates=rows < per_replica)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from gptcli.config.memory import StepShape, largest_micro_batch
-from gptcli.config.schema import BatchRamp, ModelConfig, OptimBlock, Recipe, TrainBlock
+from gptcli.config.schema import BatchRamp, ModelConfig, OptimBlock, Recipe
 from gptcli.errors import UserError
 
 
@@ -75,13 +75,19 @@ def pick_micro_batch(recipe: Recipe, model: ModelConfig, step: StepShape, *, rep
     return largest_micro_batch(model, step, per_process=full, smallest=smallest, room=room) or 1
 
 
-def training_tokens(train: TrainBlock, seq_len: int) -> int:
+def texts_per_row(recipe: Recipe) -> int:
+    """Those of a comparison are two at least; of rankings the data has more."""
+    return 2 if recipe.stage in ("rlhf-reward", "rlhf-dpo") else 1
+
+
+def training_tokens(recipe: Recipe, seq_len: int) -> int:
     """How many the whole run reads."""
+    train = recipe.train
     if train.max_tokens is not None:
         return train.max_tokens
     if train.max_steps is None:
         raise UserError("train.epochs: how long that is depends on the examples; -s train.max_steps=N plans without")
-    return train.max_steps * train.global_batch_size * seq_len
+    return train.max_steps * train.global_batch_size * texts_per_row(recipe) * seq_len
 
 
 def make_plan(

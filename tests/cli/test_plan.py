@@ -36,6 +36,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return tiny
 
 
+STEPS = [f"-s{key}" for key in ("train.max_steps=5", "train.epochs=null", "train.global_batch_size=4",
+                                "train.micro_batch_size=4", "lora=null")]  # fmt: skip
+
+
 def test_a_cluster_has_what_scripts_rely_on() -> None:
     row = planned("-r", "gpt3-175b.yaml", "--gpus", "1024", "--parallel", "dp=8,fsdp=32,tp=4", "--mfu", "0.5")
     assert row["fits"] is True
@@ -108,6 +112,16 @@ def test_a_checkpoint_says_its_shape(trained: Tiny) -> None:
     assert row["params"] == planned("-r", trained.recipe, "-s", "model.vocab_size=257")["params"]
     assert "tokens" not in row
     assert "parameters" in run("-c", trained.run_dir)
+
+
+def test_a_comparison_is_two_texts(trained: Tiny) -> None:
+    base = f"init_from={trained.run_dir}"
+    alone, pairs = (
+        json.loads(gpt("plan", "-r", verb, "-s", base, *STEPS, "--gpus", "1", "--json").out)
+        for verb in ("sft", "rlhf-dpo")
+    )
+    assert pairs["tokens"] == 2 * alone["tokens"]
+    assert pairs["memory_per_gpu_bytes"]["activations"] > alone["memory_per_gpu_bytes"]["activations"]
 
 
 def test_a_recipe_that_starts_from_weights_is_planned_with_their_shape(trained: Tiny, tmp_path: Path) -> None:
