@@ -112,7 +112,7 @@ def choose(
     if temperature == 0.0:
         return logits.argmax(-1)
     numbers = uniforms("sample", zip(seeds, streams, positions, strict=True))
-    return draw(logits, torch.from_numpy(numbers).to(logits.device))
+    return draw(logits, torch.from_numpy(numbers).float().to(logits.device))
 
 
 def largest(scores: Tensor, top: int) -> list[list[tuple[int, float]]]:
