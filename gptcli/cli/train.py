@@ -95,11 +95,12 @@ def report(summary: dict[str, Any], *, as_json: bool, say: Any) -> None:
     if as_json:
         print(jsonlib.dumps(summary))
         return
+    losses = {"train_loss": "training loss {:.4f}", "val_loss": "held out {:.4f}"}
+    rewards = {"score": "score {:.3f}", "kl": "KL {:.3f}", "val_score": "held-out score {:.3f}"}
     words = {
         "step": "{:,} steps",
         "tokens": "{:,} tokens",
-        "train_loss": "training loss {:.4f}",
-        "val_loss": "held out {:.4f}",
+        **(rewards if "score" in summary else losses),
         "tokens_per_second": "{:,.0f} tok/s",
         "train_seconds": "{:.0f} s",
     }

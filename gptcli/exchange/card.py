@@ -44,9 +44,12 @@ def read_lineage(checkpoint: Path) -> list[tuple[str, str]]:
     if state.get("parent"):
         out.append(("Started from", str(state["parent"])))
     out.append(("Trained for", f"{state['step']:,} steps, {state['tokens_seen']:,} tokens"))
-    if state.get("best_val_loss") is not None:
+    if (best := state.get("best_val_loss")) is not None:
         unit = "" if str(recipe.get("stage")).startswith("rlhf-") else " nats per token"
-        out.append(("Validation loss", f"{state['best_val_loss']:.4f}{unit} (step {state['best_step']:,})"))
+        name, value = "Validation loss", f"{best:.4f}{unit}"
+        if recipe.get("stage") in ("rlhf-ppo", "rlhf-grpo"):  # there it is a reward with its sign turned
+            name, value = "Held-out reward", f"{-best:.4f}"
+        out.append((name, f"{value} (step {state['best_step']:,})"))
     data = recipe.get("data", {})
     if sources := data.get("source") or data.get("train") or data.get("path"):
         out.append(("Data", ", ".join(sources) if isinstance(sources, list) else str(sources)))

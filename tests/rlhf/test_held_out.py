@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from gptcli.cli.train import report
 from gptcli.config.load import build_recipe
 from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
+from gptcli.exchange.card import read_lineage
 from gptcli.report.run import read_run, run_row
 from gptcli.rlhf.evaluations import find_turn, read_evaluations
 from gptcli.stages.console import RunConsole
@@ -104,6 +107,13 @@ def test_a_reward_that_leads_astray_is_told(world: World, stage: str) -> None:
     assert sum(last.held_out) < sum(first.held_out)
     assert run_row(run)["over_optimisation"]["step"] == 16
     assert summary["val_loss"] == pytest.approx(-sum(last.held_out) / 64)
+    facts = dict(read_lineage(world.folder / "run" / "best"))
+    best = max(sum(evaluation.held_out or [-math.inf]) for evaluation in run.evaluations[1:]) / 64
+    assert facts["Held-out reward"].startswith(f"{best:.4f} (step ")
+    told = list[str]()
+    report(summary, as_json=False, say=told.append)
+    assert f"score {summary['score']:.3f}, KL {summary['kl']:.3f}, held-out score {summary['val_score']:.3f}" in told[0]
+    assert "loss" not in told[0]
     assert (world.folder / "run" / "best").resolve().name != "step-000016"
 
 
