@@ -107,10 +107,9 @@ def _rollout_problem(name: str, block: RolloutBlock, recipe: PPORecipe | GRPORec
 
 def _held_out_problem(recipe: PPORecipe | GRPORecipe) -> str | None:
     reward = recipe.held_out_reward
-    if reward is None and recipe.data.val and recipe.train.eval_every == 0:
-        return "data.val: is looked at every train.eval_every steps, and 0 is never; give a number"
     if reward is None:
-        return None
+        never = recipe.data.val and recipe.train.eval_every == 0
+        return "data.val: is looked at every train.eval_every steps, and 0 is never; give a number" if never else None
     if not (reward.checkpoint or reward.function):
         return "held_out_reward: where do scores come from? set held_out_reward.checkpoint or held_out_reward.function"
     if not recipe.data.val:

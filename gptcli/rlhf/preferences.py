@@ -134,6 +134,8 @@ def _messages(row: dict[str, Any]) -> list[dict[str, str]] | None:
     messages = row.get("messages")
     if messages is not None and not are_messages(messages):
         raise UserError("messages: expected a list of {role, content}")
+    if messages and messages[-1]["role"] == "assistant":  # as in data that keeps the chosen answer there too
+        raise UserError("messages: ends with an answer; it is the conversation before those that are compared")
     return messages
 
 

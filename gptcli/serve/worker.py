@@ -136,7 +136,7 @@ class Worker:
     """Takes calls on the event loop, and steps them together in the model's thread."""
 
     engine: Engine
-    thread: ModelThread = field(default_factory=ModelThread)
+    thread: ModelThread
     max_rows: int = 64
     max_waiting: int = 256
     error: BaseException | None = None

@@ -29,7 +29,7 @@ from gptcli.model.lora import adapter_weights
 from gptcli.modeldir import save_adapter, save_model
 from gptcli.stages.console import RunConsole
 from gptcli.tokenizer import Tokenizer
-from gptcli.train.checkpoint import Training, find_checkpoint, prune, save_checkpoint
+from gptcli.train.checkpoint import Training, find_checkpoint, prune, save_checkpoint, what_is_kept
 from gptcli.train.loop import Every, StepResult, evaluate, train
 from gptcli.train.metrics import Logger, MetricsFile, Speed, TensorBoardLogger, peak_flops, read_metrics
 from gptcli.train.optim import Optimizers
@@ -174,10 +174,9 @@ class TrainingRun:
         self._row |= self._validated
         self._validated = {}
         if not math.isfinite(loss):
-            latest = self.run_dir / "latest"
-            kept = f"the last checkpoint is {latest}" if latest.exists() else "no checkpoint was saved before"
             raise GptError(
-                f"step {result.step}: the loss is {loss}; {kept}. A smaller optim.lr or a longer warmup usually helps"
+                f"step {result.step}: the loss is {loss}; {what_is_kept(self.run_dir)}. "
+                "A smaller optim.lr or a longer warmup usually helps"
             )
         for logger in self._loggers:
             logger.write(self._row)

@@ -70,10 +70,8 @@ def save_checkpoint(run_dir: Path, training: Training, write_model: Callable[[Pa
             _point(run_dir / "best", name)
         sync(run_dir)
     except Exception as error:  # a full disk is an OSError here, and safetensors' own error there
-        last = run_dir / "latest"
-        kept = f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
         reason = getattr(error, "strerror", None) or error
-        raise GptError(f"{run_dir / name}: cannot save ({reason}); {kept}") from error
+        raise GptError(f"{run_dir / name}: cannot save ({reason}); {what_is_kept(run_dir)}") from error
     return run_dir / name
 
 
@@ -91,6 +89,12 @@ def load_training(checkpoint: Path) -> Training:
     if (folder / SOURCE).is_file():
         source |= read_tensors(folder / SOURCE)
     return Training(TrainState(**fields), source, read_tensors(folder / "optimizer.safetensors"), tree)
+
+
+def what_is_kept(run_dir: Path) -> str:
+    """For the message of a run that cannot go on."""
+    last = run_dir / "latest"
+    return f"the last checkpoint is {last.resolve()}" if last.exists() else "no checkpoint was saved before"
 
 
 def verify(checkpoint: Path) -> None:

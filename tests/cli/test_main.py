@@ -260,13 +260,6 @@ def test_generate_refuses_options_that_contradict_each_other(trained: Path) -> N
     complains(["generate", "x", *at, "--logit-bias", "ab=1"], "logit_bias: 'ab' is 2 tokens")
 
 
-def test_a_prompt_that_is_not_seen_whole_is_told(trained: Path) -> None:
-    done = gpt("generate", "ab" * 200, "-n", "2", cwd=trained)
-    assert "gpt: the prompt's 400 tokens are more than the context: its first " in done.err
-    assert "the context" not in gpt("generate", "ab", "-n", "2", cwd=trained).err
-    assert gpt("generate", "ab" * 200, "-n", "2", "-q", cwd=trained).err == ""
-
-
 @pytest.mark.parametrize("verb", ["generate", "score", "eval"])
 def test_a_precision_that_is_none_is_refused(trained: Path, verb: str) -> None:
     done = gpt(verb, "--precision", "fp8", cwd=trained, stdin=b"a")

@@ -65,3 +65,10 @@ def test_mistakes_are_one_line(trained: Path, arguments: list[str], complaint: s
     assert done.code == 2
     assert complaint in done.err
     assert len(done.err.splitlines()) == 1
+
+
+def test_a_prompt_that_is_not_seen_whole_is_told(trained: Path) -> None:
+    done = gpt("generate", "ab" * 200, "-n", "2", cwd=trained)
+    assert "gpt: the prompt's 400 tokens are more than the context: its first " in done.err
+    assert "the context" not in gpt("generate", "ab", "-n", "2", cwd=trained).err
+    assert gpt("generate", "ab" * 200, "-n", "2", "-q", cwd=trained).err == ""

@@ -83,6 +83,10 @@ BAD = [
     ({"prompt": "p", "responses": ["a", "b"], "ranking": [False, True]}, "each place"),
     ({"prompt": "p", "chosen": "a", "rejected": "b", "margin": -3}, "margin: -3.0: .* not below 0"),
     ({"messages": "Hi", "chosen": "a", "rejected": "b"}, "messages: expected a list of {role, content}"),
+    (
+        {"messages": [{"role": "assistant", "content": "a"}], "prompt": "p", "chosen": "a", "rejected": "b"},
+        "messages: ends with an answer",
+    ),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [1]}, "expected 2 numbers"),
     ({"prompt": "p", "responses": ["a", "b"], "scores": [2, float("nan")]}, "expected 2 numbers"),
 ]
