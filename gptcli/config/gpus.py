@@ -72,8 +72,18 @@ def has_cpp_compiler() -> bool:
 
 def cpu_vendor() -> str:
     """As the CPU calls itself, "AuthenticAMD" for one; empty where the system does not say."""
+    windows = platform.processor().rpartition(" ")[2]  # "AMD64 Family 25 Model 97, AuthenticAMD"
+    return _cpuinfo("vendor_id") or windows
+
+
+def cpu_features() -> str:
+    """What tells this CPU's instructions from those of another of its family; empty where the system does not say."""
+    return " ".join(filter(None, map(_cpuinfo, ("model name", "flags", "Features"))))
+
+
+def _cpuinfo(field: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8", "replace").splitlines()
     except OSError:
-        return platform.processor().rpartition(" ")[2]  # Windows: "AMD64 Family 25 Model 97, AuthenticAMD"
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("vendor_id")), "")
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(field)), "")

@@ -7,7 +7,7 @@ default; compiled as well, it has fewer kernels.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Callable, Sequence
 from types import FunctionType
 
@@ -17,18 +17,18 @@ from torch import Tensor
 from gptcli.config.gpus import has_cpp_compiler
 from gptcli.dist.runtime import autocast
 from gptcli.errors import UserError
+from gptcli.generate.decode import Decode
 from gptcli.model import GPT, KVCache
 from gptcli.model.kv_cache import SlotView
 
 Step = Callable[[Tensor, Tensor, list[Tensor], list[Tensor]], Tensor]
 
 
-class Decode(ABC):
-    """A forward of one token per row over the first rows of a cache."""
+class _Step(Decode, ABC):
+    """A step of torch's operations."""
 
     def __init__(self, model: GPT, dtype: torch.dtype = torch.float32) -> None:
-        self._config, self._device, self._dtype = model.config, model.wte.weight.device, dtype
-        self._spare: KVCache | None = None
+        super().__init__(model, dtype)
         narrower = dtype if model.wte.weight.dtype != dtype else torch.float32  # a policy in training has fp32 weights
 
         def step(tokens: Tensor, slots: Tensor, k: list[Tensor], v: list[Tensor]) -> Tensor:
@@ -40,34 +40,8 @@ class Decode(ABC):
         # torch.compile counts its programs by code object, and gives up at the ninth: each model has one of its own
         self._step: Step = FunctionType(step.__code__.replace(), step.__globals__, closure=step.__closure__)
 
-    def size(self, rows: int, room: int) -> tuple[int, int]:
-        """Rows and capacity of the cache for so many rows and tokens in each."""
-        return rows, room
 
-    def take(self, batch: int, capacity: int) -> KVCache:
-        """An empty cache: the last one that was given back, with its graph, if it has that size."""
-        spare, self._spare = self._spare, None
-        if spare is not None and (spare.batch, spare.capacity) == (batch, capacity):
-            return spare
-        return KVCache(self._config, batch, capacity, device=self._device, dtype=self._dtype)
-
-    def give_back(self, cache: KVCache) -> None:
-        """No row is in it any more."""
-        self._spare = cache
-
-    def __call__(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
-        """(rows, V): what follows `tokens`, one for each of the cache's first rows; on a GPU until the next call."""
-        logits = self._logits(tokens, cache)
-        for row in range(len(tokens)):
-            cache.set_length(row, cache.length(row) + 1)
-        return logits
-
-    @abstractmethod
-    def _logits(self, tokens: Sequence[int], cache: KVCache) -> Tensor:
-        """The same, before the rows' lengths are counted on."""
-
-
-class CompiledDecode(Decode):
+class CompiledDecode(_Step):
     """On a CPU: a program of loops for any number of rows, which reads as far as the longest is written, and one for a
     single row. Each is compiled, for seconds, when it is first needed."""
 
@@ -102,7 +76,7 @@ def _sizes_vary(tensors: Sequence[Tensor], dim: int) -> None:
         torch._dynamo.mark_dynamic(tensor, dim)
 
 
-class GraphDecode(Decode):
+class GraphDecode(_Step):
     """On a GPU: a graph over a whole cache, in which keys up to the capacity are read, those not written masked. Each
     new size of the cache is made anew (compiled: seconds), which is why its sizes are powers of two."""
 

@@ -12,7 +12,9 @@ import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.compiled import CompiledDecode, Decode, GraphDecode
+from gptcli.generate.compiled import CompiledDecode, GraphDecode
+from gptcli.generate.decode import Decode
+from gptcli.generate.native import NativeDecode, suits
 from gptcli.generate.pack import pack
 from gptcli.generate.processors import Processors
 from gptcli.generate.scheduler import DraftCounts, Request, Scheduler, Token, check_room
@@ -65,7 +67,10 @@ class Engine:
         self.draft, self.draft_tokens = draft, draft_tokens
         self.device = model.wte.weight.device
         self._processors: OrderedDict[str, Processors] = OrderedDict()
-        self._decode: Decode | None = GraphDecode(model, dtype) if self.device.type == "cuda" else None
+        self._decode: Decode | None = GraphDecode(model, dtype) if self.device.type == "cuda" else self._native()
+
+    def _native(self) -> NativeDecode | None:
+        return NativeDecode(self.model, self.dtype) if suits(self.model, self.dtype) else None
 
     def scheduler(self, max_rows: int) -> Scheduler | SpeculativeScheduler:
         if self.draft is not None:
@@ -75,19 +80,21 @@ class Engine:
     def pack(self, *, int8: bool = False, compile: bool = False) -> None:
         """Bring the models into the form that generates fastest (pack.py), or that in int8, or compile the step. A
         compiled step reads fp32 weights as they are: its loops for a single row are faster than a layout."""
-        if int8 or not compile:
+        if int8 or not (compile or self._decode):
             for model in (self.model, self.draft):
                 if model is not None:
                     pack(model, int8=int8)
+        if self.device.type == "cpu":
+            self._decode = self._native()
         if compile:
             self.compile()
 
     def compile(self) -> None:
-        """Compile the step that gives each row a token (compiled.py): it takes seconds, when first needed.
-        Raises UserError where there is no compiler."""
+        """Compile the step that gives each row a token (compiled.py): it takes seconds, when first needed. On a CPU
+        native.c, where it suits, is that already. Raises UserError where there is no compiler."""
         if self.device.type == "cuda":
             self._decode = GraphDecode(self.model, self.dtype, compiled=True)
-        else:
+        elif not isinstance(self._decode, NativeDecode):
             self._decode = CompiledDecode(self.model, self.dtype)
 
     def session(self, max_rows: int = MAX_ROWS) -> Session:
@@ -221,8 +228,9 @@ class Session:
         self._open.pop(key, None)
 
     def step(self) -> list[Piece]:
-        """One token more for each request under way."""
-        return [self._piece(token) for token in self.scheduler.step()]
+        """One token more for each request under way, or several."""
+        # a text that a stop string ended may have been continued already
+        return [self._piece(token) for token in self.scheduler.step() if token.key in self._open]
 
     def _piece(self, token: Token) -> Piece:
         stream, completion = self._open[token.key]

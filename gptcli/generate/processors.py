@@ -56,6 +56,13 @@ class Processors:
             or self.minimum
         )
 
+    @property
+    def plain(self) -> bool:
+        """Whether only temperature and top-k stand between logits and a draw."""
+        params = self.params
+        narrows = params.min_p or any(p is not None and p < 1.0 for p in (params.top_p, params.typical_p))
+        return not (self.needs_history or self.bias is not None or self.grammar is not None or narrows)
+
     def __call__(self, logits: Tensor, history: History | None) -> Tensor:
         logits = self.constrain(logits.float(), history)
         return logits if self.params.temperature == 0.0 else self.warp(logits)

@@ -41,9 +41,9 @@ class RowFile:
     def _get_ready(self) -> None:
         if self._ready:
             return
+        self._file.truncate(self._kept)  # first: old rows must never stand beside a new description
         if self._begins:
             _write_meta(self.path, self._made_by)
-        self._file.truncate(self._kept)
         self._file.seek(self._kept)
         self._ready = True
 

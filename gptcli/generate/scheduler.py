@@ -12,12 +12,14 @@ from torch import Tensor
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.compiled import Decode
 from gptcli.generate.constrain import Constraint, keep_allowed
+from gptcli.generate.decode import Decode
+from gptcli.generate.native import Drawing, NativeDecode
 from gptcli.generate.penalties import History
 from gptcli.generate.processors import Processors
 from gptcli.generate.sampling import choose, largest
 from gptcli.model import GPT, KVCache
+from gptcli.randomness import uniforms
 
 PREFILL_TOKENS = 8192  # of prompts read in one forward, padding included
 SHARED_PREFIX = 16  # a prompt's first tokens, by which another that begins alike is found
@@ -145,12 +147,18 @@ class Scheduler:
 
     @torch.inference_mode()
     def step(self) -> list[Token]:
-        """One token for every request under way."""
+        """One token for every request under way, or several: equally many for each, row by row."""
         self._join()
         if not self._rows:
             return []
-        tokens = self._choose(self._follow() if self._all_follow() else self._read_prompts())
-        self._leave([i for i, token in enumerate(tokens) if token.finish_reason is not None])
+        if not self._all_follow():
+            tokens = self._choose(self._read_prompts())
+        elif self._may_write():
+            tokens = self._write()
+        else:
+            tokens = self._choose(self._follow())
+        last = tokens[-len(self._rows) :]
+        self._leave([i for i, token in enumerate(last) if token.finish_reason is not None])
         return tokens
 
     # ---- rows ----------------------------------------------------------------------------------------------
@@ -161,6 +169,7 @@ class Scheduler:
             self._rows.append(self._waiting.popleft())
         if len(self._rows) == before:
             return
+        self._histories.clear()
         room = max(min(self.limit, len(r.request.ids) + r.request.params.max_new_tokens) for r in self._rows)
         batch = len(self._rows)
         if self._decode is not None:
@@ -187,6 +196,38 @@ class Scheduler:
             assert self._cache is not None
             self._decode.give_back(self._cache)
             self._cache = None
+
+    # ---- several steps at once -------------------------------------------------------------------------------
+
+    def _may_write(self) -> bool:
+        """Whether the decode can draw for all rows itself."""
+        plain = all(row.processors.plain and not row.request.top_logprobs for row in self._rows)
+        return plain and isinstance(self._decode, NativeDecode)
+
+    def _write(self) -> list[Token]:
+        """Steps until a row may end, or whoever waits has waited for long enough."""
+        assert isinstance(self._decode, NativeDecode)
+        assert self._cache is not None
+        rows = self._rows
+        left = min(row.request.params.max_new_tokens - row.new for row in rows)
+        steps = min(left, self.limit - max(self._cache.lengths[: len(rows)]), self._decode.steps())
+        ends = {end for row in rows for end in row.processors.ends}
+        ids, logprobs = self._decode.write([row.ids[-1] for row in rows], self._cache, self._drawing(rows, steps), ends)
+        return [
+            Token(row.request.key, token, logprob if row.request.logprobs else None, row.append(token))
+            for step in zip(ids, logprobs, strict=True)
+            for row, token, logprob in zip(rows, *step, strict=True)
+        ]
+
+    def _drawing(self, rows: Sequence[Row], steps: int = 1) -> Drawing:
+        V, params = self.model.vocab_size, [row.processors.params for row in rows]
+        places = [(row.request.params.seed, row.request.stream, row.new) for row in rows]
+        numbers = uniforms("sample", ((seed, stream, new + i) for i in range(steps) for seed, stream, new in places))
+        return Drawing(
+            torch.tensor([min(p.top_k or V, V) for p in params]),
+            torch.tensor([p.temperature for p in params]),
+            torch.from_numpy(numbers).float().view(steps, len(rows)),
+        )
 
     # ---- reading -------------------------------------------------------------------------------------------
 
@@ -266,6 +307,8 @@ class Scheduler:
         whole = (start, stop) == (0, self._cache.batch)
         cache = self._cache if whole else self._cache.rows(start, stop)
         width = max(map(len, fresh))
+        if width == 1 and isinstance(self._decode, NativeDecode):
+            return self._decode([token for (token,) in fresh], cache)
         mask = None
         if min(map(len, fresh)) < width:
             # padding needs room too, which the longest row may not have left
@@ -310,6 +353,8 @@ class Scheduler:
 
     def _choose_group(self, logits: Tensor, processors: Processors, places: list[int]) -> list[int]:
         rows = [self._rows[i] for i in places]
+        if processors.plain and isinstance(self._decode, NativeDecode):
+            return self._decode.choose(logits, self._drawing(rows))  # as where it draws alone, to the last bit
         history = self._history(rows) if processors.needs_history else None
         if processors.grammar is not None:
             logits = keep_allowed(logits, [row.constraint for row in rows if row.constraint is not None])
@@ -328,5 +373,5 @@ class Scheduler:
         members = tuple(map(id, rows))
         if members not in self._histories:
             prompts = [len(row.request.ids) for row in rows]
-            self._histories = {members: History([row.ids for row in rows], prompts, self.device)}
+            self._histories[members] = History([row.ids for row in rows], prompts, self.device)
         return self._histories[members]

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -179,14 +179,19 @@ def resident_bytes(pid: int) -> int:
 def hold(engine: Engine) -> threading.Event:
     """Make each step of the engine wait for the event, so that texts stay under way."""
     gate = threading.Event()
-    forward = engine.model.forward
+    before_each_step(engine, lambda: gate.wait(30))
+    return gate
 
-    def waiting(*args: Any, **kwargs: Any) -> Any:
-        gate.wait(30)
+
+def before_each_step(engine: Engine, act: Callable[[], object]) -> None:
+    """Let every step be one forward of the model in Python, and `act` come before it."""
+    engine._decode, forward = None, engine.model.forward
+
+    def acting(*args: Any, **kwargs: Any) -> Any:
+        act()
         return forward(*args, **kwargs)
 
-    engine.model.forward = waiting  # type: ignore[method-assign]
-    return gate
+    engine.model.forward = acting  # type: ignore[method-assign]
 
 
 def greedy_end_of_text(engine: Engine) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 import time
+from itertools import chain, repeat
 from typing import Any
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 
 from tests.serve.clients import (
     COMPLETIONS,
+    before_each_step,
     hold,
     make_engine,
     post,
@@ -93,13 +95,7 @@ def test_more_than_may_wait_are_told_to_come_again() -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_client_that_hangs_up_frees_its_texts(streamed: bool) -> None:
     engine = make_engine(context_length=4096)
-    forward = engine.model.forward
-
-    def slowly(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.01)
-        return forward(*args, **kwargs)
-
-    engine.model.forward = slowly  # type: ignore[method-assign]
+    before_each_step(engine, lambda: time.sleep(0.01))
     with serving(engine, max_rows=2) as server:
         body = f'{{"prompt": "a", "n": 4, "max_tokens": 4000, "seed": 1, "stream": {str(streamed).lower()}}}'.encode()
         head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -115,14 +111,8 @@ def test_a_client_that_hangs_up_frees_its_texts(streamed: bool) -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_answer_that_takes_too_long(streamed: bool) -> None:
     engine = make_engine()
-    forward, steps = engine.model.forward, []
-
-    def slower_and_slower(*args: Any, **kwargs: Any) -> Any:
-        steps.append(0)
-        time.sleep(0.0 if len(steps) < 3 else 0.4)
-        return forward(*args, **kwargs)
-
-    engine.model.forward = slower_and_slower  # type: ignore[method-assign]
+    waits = chain([0.0, 0.0], repeat(0.4))
+    before_each_step(engine, lambda: time.sleep(next(waits)))
     body = {"prompt": "a", "max_tokens": 50, "seed": 1}  # without a seed one text in 257 ends at each token
     with serving(engine, timeout=0.5) as server, httpx.Client(base_url=server.url) as client:
         if streamed:

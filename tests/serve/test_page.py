@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from gptcli.config.schema import SamplingParams
-from tests.serve.clients import Served, make_engine, serving, wait_until
+from tests.serve.clients import Served, before_each_step, make_engine, serving, wait_until
 
 api = pytest.importorskip("playwright.sync_api")
 
@@ -76,13 +76,7 @@ def test_a_conversation(page: Any, served: Served) -> None:
 def test_tokens_show_as_they_come_and_stop_stops(page: Any) -> None:
     engine = make_engine(context_length=4096)
     engine.require_tokenizer().special.clear()  # so that no end-of-text ends it before its time
-    forward = engine.model.forward
-
-    def slowly(*args: Any, **kwargs: Any) -> Any:
-        time.sleep(0.02)
-        return forward(*args, **kwargs)
-
-    engine.model.forward = slowly  # type: ignore[method-assign]
+    before_each_step(engine, lambda: time.sleep(0.02))
     with serving(engine) as server:
         page.goto(server.url)
         say(page, "Hi")

@@ -1,0 +1,408 @@
+/* Decoding on a CPU: a token for each of some rows, and another, from a GPT's weights and cache as torch holds them.
+
+   Where a model is small, saying what to compute takes Python longer than the computing. Here all threads walk through
+   a whole step together, each with its share of every stage. What is computed is what gptcli/model says, and every
+   shape of it is tested against that. A row's numbers depend on that row alone, to the last bit: its sums have one
+   order, whatever rows stand beside it and however many threads there are.
+
+   Matrices are (outputs, inputs). Pointers are NULL where a shape lacks the thing. */
+
+#include <math.h>
+#include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+
+#if defined __AVX512F__
+#define LANES 16
+#elif defined __AVX__
+#define LANES 8
+#else
+#define LANES 4
+#endif
+#define TILE 4 /* rows, and outputs, whose sums a product keeps in registers */
+#define WAIT_FOR_ALL _Pragma("omp barrier")
+
+typedef float Vec __attribute__((vector_size(4 * LANES)));
+typedef float Quad __attribute__((vector_size(16)));
+
+enum Activation { GELU_TANH, GELU, RELU, RELU2, SWIGLU };
+
+/* Block, Model and Draws are mirrored, field by field, in native.py. */
+typedef struct {
+    const float *ln_1, *ln_1_bias, *c_attn, *c_attn_bias, *attn_proj, *attn_proj_bias;
+    const float *ln_2, *ln_2_bias, *c_fc, *c_fc_bias, *mlp_proj, *mlp_proj_bias;
+    float *k, *v; /* (rows, kv_heads, slots, D) */
+    long band;    /* tokens that it looks back at, itself included */
+} Block;
+
+typedef struct {
+    long n_layer, n_head, kv_heads, n_embd, inner, vocab_size, slots, threads;
+    long activation, post_norm, rmsnorm, qk_norm;
+    double norm_eps, attention_scale, embedding_scale;
+    const float *wte, *positions, *rope_cos, *rope_sin, *alibi_slopes, *ln_f, *ln_f_bias, *head;
+    const Block *blocks;
+} Model;
+
+typedef struct {
+    const long *top_k;         /* (rows), vocab_size where all may be drawn */
+    const float *temperature;  /* (rows), 0: the likeliest token */
+    const float *uniforms;     /* (steps, rows) */
+    const unsigned char *ends; /* (vocab_size), 1: after this token no step follows */
+} Draws;
+
+typedef struct {
+    const Model *model;
+    long rows, spread; /* spread: floats in each thread's part of work */
+    float *x, *normed, *added, *y, *qkv, *inner, *logits, *work;
+} Step;
+
+/* This thread's part [from, to) of n things, which are handed out `unit` at a time. */
+static void share(long n, long unit, long *from, long *to) {
+    long me = omp_get_thread_num(), all = omp_get_num_threads(), units = (n + unit - 1) / unit;
+    *from = units * me / all * unit;
+    *to = units * (me + 1) / all * unit < n ? units * (me + 1) / all * unit : n;
+}
+
+/* ---- products ---------------------------------------------------------------------------------------------------- */
+
+static inline Vec load(const float *from) {
+    Vec v;
+    memcpy(&v, from, sizeof v);
+    return v;
+}
+
+static inline float total(Vec v) {
+    Quad part[LANES / 4];
+    memcpy(part, &v, sizeof v);
+    for (int i = 1; i < LANES / 4; i++) part[0] += part[i];
+    return (part[0][0] + part[0][1]) + (part[0][2] + part[0][3]);
+}
+
+/* y[i][j] = x[i] . w[j] for i < rows, j < outputs, both at most TILE and known when this is compiled. */
+static inline __attribute__((always_inline)) void tile(
+    int rows, int outputs, float *y, long y_stride, const float *x, long x_stride, const float *w, long K) {
+    Vec sum[TILE][TILE], b[TILE];
+    memset(sum, 0, sizeof sum);
+    long k = 0;
+    for (; k + LANES <= K; k += LANES) {
+        for (int j = 0; j < outputs; j++) b[j] = load(w + j * K + k);
+        for (int i = 0; i < rows; i++) {
+            Vec a = load(x + i * x_stride + k);
+            for (int j = 0; j < outputs; j++) sum[i][j] += a * b[j];
+        }
+    }
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < outputs; j++) {
+            float rest = total(sum[i][j]);
+            for (long t = k; t < K; t++) rest += x[i * x_stride + t] * w[j * K + t];
+            y[i * y_stride + j] = rest;
+        }
+}
+
+/* y (rows, outputs) = x (rows, K) times w (outputs, K) transposed. */
+static void product(
+    long rows, long outputs, float *y, long y_stride, const float *x, long x_stride, const float *w, long K) {
+    long n = 0, r;
+    for (; n + TILE <= outputs; n += TILE, y += TILE, w += TILE * K) {
+        for (r = 0; r + TILE <= rows; r += TILE) tile(TILE, TILE, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
+        for (; r < rows; r++) tile(1, TILE, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
+    }
+    for (; n < outputs; n++, y++, w += K)
+        for (r = 0; r < rows; r++) tile(1, 1, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
+}
+
+/* ---- of single values -------------------------------------------------------------------------------------------- */
+
+/* e^x within a unit or two in the last place, in loops that a compiler makes vectors of; 0 below -87. */
+static inline float exp_of(float x) {
+    float n = floorf(x * 1.44269504f + 0.5f);
+    float r = x - n * 0.693359375f + n * 2.12194440e-4f; /* x - n ln 2, ln 2 in two parts */
+    float p = 1 + r * (1 + r * (0.5f + r * (1.f / 6 + r * (1.f / 24 + r * (1.f / 120 + r * (1.f / 720))))));
+    int power = ((int)(n < -126 ? -126 : n > 127 ? 127 : n) + 127) << 23;
+    float scale;
+    memcpy(&scale, &power, sizeof scale);
+    return x < -87 ? 0 : p * scale;
+}
+
+static void normalise(
+    float *out, const float *x, long n, const float *weight, const float *bias, int centred, float eps) {
+    float mean = 0, square = 0;
+    if (centred) {
+        #pragma omp simd reduction(+ : mean)
+        for (long i = 0; i < n; i++) mean += x[i];
+        mean /= n;
+    }
+    #pragma omp simd reduction(+ : square)
+    for (long i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
+    float scale = 1 / sqrtf(square / n + eps);
+    for (long i = 0; i < n; i++) out[i] = (x[i] - mean) * scale;
+    if (weight) for (long i = 0; i < n; i++) out[i] *= weight[i];
+    if (bias) for (long i = 0; i < n; i++) out[i] += bias[i];
+}
+
+/* In place; gated: SwiGLU's other half. */
+static void activate(float *h, const float *gated, long n, enum Activation kind) {
+    switch (kind) {
+    case GELU_TANH: /* x/2 (1 + tanh u) = x / (1 + e^-2u) */
+        #pragma omp simd
+        for (long i = 0; i < n; i++)
+            h[i] /= 1 + exp_of(-1.5957691216f * h[i] * (1 + 0.044715f * h[i] * h[i]));
+        break;
+    case GELU:
+        for (long i = 0; i < n; i++) h[i] *= 0.5f * (1 + erff(h[i] * 0.70710678f));
+        break;
+    case RELU:
+        for (long i = 0; i < n; i++) h[i] = h[i] > 0 ? h[i] : 0;
+        break;
+    case RELU2:
+        for (long i = 0; i < n; i++) h[i] = h[i] > 0 ? h[i] * h[i] : 0;
+        break;
+    case SWIGLU:
+        #pragma omp simd
+        for (long i = 0; i < n; i++) h[i] = h[i] / (1 + exp_of(-h[i])) * gated[i];
+        break;
+    }
+}
+
+/* ---- attention --------------------------------------------------------------------------------------------------- */
+
+static void rotate(float *x, const float *cos, const float *sin, long half) {
+    for (long i = 0; i < half; i++) {
+        float a = x[i], b = x[i + half];
+        x[i] = a * cos[i] - b * sin[i];
+        x[i + half] = a * sin[i] + b * cos[i];
+    }
+}
+
+/* (e^(scores - their largest)) in place; their sum. */
+static float exponentials(float *scores, long n) {
+    float most = -INFINITY, sum = 0;
+    #pragma omp simd reduction(max : most)
+    for (long t = 0; t < n; t++) most = scores[t] > most ? scores[t] : most;
+    #pragma omp simd reduction(+ : sum)
+    for (long t = 0; t < n; t++) sum += scores[t] = exp_of(scores[t] - most);
+    return sum;
+}
+
+/* Stores one head's key and value, and lets the queries that share it look: y (their heads, D). */
+static void attend(const Model *m, const Block *b, float *y, float *qkv, long row, long head, long position, float *work) {
+    long D = m->n_embd / m->n_head, sharing = m->n_head / m->kv_heads;
+    float *q = qkv + head * sharing * D, *k = qkv + (m->n_head + head) * D, *v = k + m->kv_heads * D;
+    float *keys = b->k + (row * m->kv_heads + head) * m->slots * D;
+    float *values = b->v + (row * m->kv_heads + head) * m->slots * D;
+    for (long s = 0; s <= sharing; s++) {
+        float *turned = s < sharing ? q + s * D : k;
+        if (m->qk_norm) normalise(turned, turned, D, NULL, NULL, 0, 1.1920929e-7f);
+        if (m->rope_cos) rotate(turned, m->rope_cos + position * (D / 2), m->rope_sin + position * (D / 2), D / 2);
+    }
+    memcpy(keys + position * D, k, D * sizeof(float));
+    memcpy(values + position * D, v, D * sizeof(float));
+
+    long first = position >= b->band ? position - b->band + 1 : 0, n = position - first + 1;
+    keys += first * D, values += first * D;
+    product(sharing, n, work, n, q, D, keys, D);
+    for (long s = 0; s < sharing; s++, y += D) {
+        float *scores = work + s * n, slope = m->alibi_slopes ? m->alibi_slopes[head * sharing + s] : 0;
+        for (long t = 0; t < n; t++) scores[t] = scores[t] * (float)m->attention_scale - slope * (n - 1 - t);
+        float sum = exponentials(scores, n);
+        long d = 0;
+        for (; d + LANES <= D; d += LANES) {
+            Vec seen = {0};
+            for (long t = 0; t < n; t++) seen += scores[t] * load(values + t * D + d);
+            seen /= sum;
+            memcpy(y + d, &seen, sizeof seen);
+        }
+        for (; d < D; d++) {
+            float seen = 0;
+            for (long t = 0; t < n; t++) seen += scores[t] * values[t * D + d];
+            y[d] = seen / sum;
+        }
+    }
+}
+
+/* ---- the draw ---------------------------------------------------------------------------------------------------- */
+
+static void sink(float *heap, long n, long i) {
+    for (long child; (child = 2 * i + 1) < n; i = child) {
+        if (child + 1 < n && heap[child + 1] < heap[child]) child++;
+        if (heap[i] <= heap[child]) return;
+        float moved = heap[i];
+        heap[i] = heap[child], heap[child] = moved;
+    }
+}
+
+/* The k-th largest of n: the least of the heap of the k largest so far. */
+static float kth_largest(const float *values, long n, long k, float *heap) {
+    memcpy(heap, values, k * sizeof(float));
+    for (long i = k / 2; i-- > 0;) sink(heap, k, i);
+    for (long i = k; i < n; i++)
+        if (values[i] > heap[0]) {
+            heap[0] = values[i];
+            sink(heap, k, 0);
+        }
+    return heap[0];
+}
+
+/* The token whose share of the cumulative distribution holds `uniform`, and its log-probability under the model. */
+static long draw(const float *logits, long V, long k, float temperature, float uniform, float *logprob, float *work) {
+    long best = 0, token = V - 1;
+    for (long i = 1; i < V; i++) best = logits[i] > logits[best] ? i : best;
+    float most = logits[best], least = temperature && k < V ? kth_largest(logits, V, k, work) : -INFINITY;
+    memcpy(work, logits, V * sizeof(float));
+    float every = logf(exponentials(work, V));
+    if (!temperature) {
+        *logprob = -every;
+        return best;
+    }
+    float sum = 0, before = 0;
+    for (long i = 0; i < V; i++) work[i] = logits[i] < least ? 0 : exp_of((logits[i] - most) / temperature);
+    for (long i = 0; i < V; i++) sum += work[i];
+    /* a number that rounds to 1 must not fall behind the last token that has any probability */
+    float at = uniform * sum < sum ? uniform * sum : nextafterf(sum, 0);
+    for (long i = 0; i < V; i++)
+        if ((before += work[i]) > at) {
+            token = i;
+            break;
+        }
+    *logprob = logits[token] - most - every;
+    return token;
+}
+
+/* One step's draws of this thread's rows. */
+static void draw_rows(long rows, long V, const float *logits, const Draws *d, long step, long *ids, float *logprobs, float *work) {
+    long from, to;
+    share(rows, 1, &from, &to);
+    for (long r = from, at = step * rows + from; r < to; r++, at++)
+        ids[at] = draw(logits + r * V, V, d->top_k[r], d->temperature[r], d->uniforms[at], logprobs + at, work);
+}
+
+/* A token for each row of logits (rows, V), and its log-probability under the model; -1 where memory is short. */
+long choose(long rows, long V, long threads, const Draws *draws, long *ids, float *logprobs, const float *logits) {
+    float *work = malloc(threads * V * sizeof(float));
+    if (!work) return -1;
+    #pragma omp parallel num_threads(threads)
+    draw_rows(rows, V, logits, draws, 0, ids, logprobs, work + omp_get_thread_num() * V);
+    free(work);
+    return rows;
+}
+
+/* ---- a step ------------------------------------------------------------------------------------------------------ */
+
+static void normalise_rows(const Step *s, const float *weight, const float *bias) {
+    long C = s->model->n_embd, from, to;
+    share(s->rows, 1, &from, &to);
+    for (long r = from; r < to; r++)
+        normalise(s->normed + r * C, s->x + r * C, C, weight, bias, !s->model->rmsnorm, s->model->norm_eps);
+    WAIT_FOR_ALL
+}
+
+/* y = in times w transposed + bias, this thread's outputs of it. */
+static void linear(
+    const Step *s, float *y, long y_stride, const float *in, long in_stride, const float *w, const float *bias,
+    long K, long from, long to) {
+    product(s->rows, to - from, y + from, y_stride, in, in_stride, w + from * K, K);
+    for (long r = 0; bias && r < s->rows; r++)
+        for (long n = from; n < to; n++) y[r * y_stride + n] += bias[n];
+}
+
+/* x = what the block saw + a linear layer of `in`: x itself, or with post-norm what its norm made of it. */
+static void add_linear(const Step *s, const float *in, long in_stride, long K, const float *w, const float *bias) {
+    long C = s->model->n_embd, from, to;
+    const float *seen = s->model->post_norm ? s->normed : s->x;
+    share(C, LANES, &from, &to);
+    linear(s, s->added, C, in, in_stride, w, bias, K, from, to);
+    for (long r = 0; r < s->rows; r++)
+        for (long n = from; n < to; n++) s->x[r * C + n] = seen[r * C + n] + s->added[r * C + n];
+    WAIT_FOR_ALL
+}
+
+static void run_block(const Step *s, const Block *b, const long *positions) {
+    const Model *m = s->model;
+    long C = m->n_embd, D = C / m->n_head, wide = (m->n_head + 2 * m->kv_heads) * D, from, to;
+    if (!m->post_norm) normalise_rows(s, b->ln_1, b->ln_1_bias);
+    share(wide, LANES, &from, &to);
+    linear(s, s->qkv, wide, s->normed, C, b->c_attn, b->c_attn_bias, C, from, to);
+    WAIT_FOR_ALL
+    share(s->rows * m->kv_heads, 1, &from, &to);
+    for (long i = from; i < to; i++) {
+        long r = i / m->kv_heads, head = i % m->kv_heads;
+        float *y = s->y + r * C + head * (m->n_head / m->kv_heads) * D;
+        attend(m, b, y, s->qkv + r * wide, r, head, positions[r], s->work + omp_get_thread_num() * s->spread);
+    }
+    WAIT_FOR_ALL
+    add_linear(s, s->y, C, C, b->attn_proj, b->attn_proj_bias);
+
+    long gated = m->activation == SWIGLU ? m->inner : 0, stride = m->inner + gated; /* a gate, then what it lets by */
+    normalise_rows(s, m->post_norm ? b->ln_1 : b->ln_2, m->post_norm ? b->ln_1_bias : b->ln_2_bias);
+    share(m->inner, LANES, &from, &to);
+    linear(s, s->inner, stride, s->normed, C, b->c_fc, b->c_fc_bias, C, from, to);
+    if (gated) linear(s, s->inner, stride, s->normed, C, b->c_fc, b->c_fc_bias, C, gated + from, gated + to);
+    for (long r = 0; r < s->rows; r++) {
+        float *h = s->inner + r * stride + from;
+        activate(h, h + gated, to - from, m->activation);
+    }
+    WAIT_FOR_ALL
+    add_linear(s, s->inner, stride, m->inner, b->mlp_proj, b->mlp_proj_bias);
+    if (m->post_norm) normalise_rows(s, b->ln_2, b->ln_2_bias);
+}
+
+static void embed(const Step *s, const long *tokens, const long *positions) {
+    const Model *m = s->model;
+    long C = m->n_embd, from, to;
+    share(s->rows, 1, &from, &to);
+    for (long r = from; r < to; r++)
+        for (long i = 0; i < C; i++) {
+            float place = m->positions ? m->positions[positions[r] * C + i] : 0;
+            s->x[r * C + i] = s->normed[r * C + i] = m->wte[tokens[r] * C + i] * (float)m->embedding_scale + place;
+        }
+    WAIT_FOR_ALL
+}
+
+static void forward(const Step *s, const long *tokens, const long *positions) {
+    const Model *m = s->model;
+    long from, to;
+    embed(s, tokens, positions);
+    for (long layer = 0; layer < m->n_layer; layer++) run_block(s, m->blocks + layer, positions);
+    if (!m->post_norm) normalise_rows(s, m->ln_f, m->ln_f_bias);
+    share(m->vocab_size, LANES, &from, &to);
+    linear(s, s->logits, m->vocab_size, s->normed, m->n_embd, m->head, NULL, m->n_embd, from, to);
+    WAIT_FOR_ALL
+}
+
+/* `steps` tokens for each row, or as many as until one of them ends a row; how many, or -1 where memory is short.
+
+   tokens (rows) and positions (rows) go on from what they are. Into ids and logprobs (steps, rows), and the last step's
+   logits (rows, vocab_size). Without draws: one step, of which there are only logits. */
+long decode(
+    const Model *m, long rows, long steps, long *tokens, long *positions, const Draws *draws, long *ids,
+    float *logprobs, float *logits) {
+    long C = m->n_embd, sharing = m->n_head / m->kv_heads, V = m->vocab_size, done = 0, ended = 0;
+    long wide = C + 2 * m->kv_heads * (C / m->n_head), inner = m->inner * (m->activation == SWIGLU ? 2 : 1);
+    long spread = sharing * m->slots > V ? sharing * m->slots : V;
+    float *memory = malloc((rows * (4 * C + wide + inner) + m->threads * spread) * sizeof(float));
+    if (!memory) return -1;
+    Step step = {.model = m, .rows = rows, .spread = spread, .logits = logits};
+    float **parts[] = {&step.x, &step.normed, &step.added, &step.y, &step.qkv, &step.inner, &step.work};
+    long sizes[] = {C, C, C, C, wide, inner, 0};
+    float *next = memory;
+    for (int i = 0; i < 7; next += rows * sizes[i++]) *parts[i] = next;
+
+    #pragma omp parallel num_threads(m->threads)
+    for (long n = 0; n < steps && !ended; n++) {
+        forward(&step, tokens, positions);
+        if (!draws) break;
+        draw_rows(rows, V, logits, draws, n, ids, logprobs, step.work + omp_get_thread_num() * spread);
+        WAIT_FOR_ALL
+        #pragma omp single
+        {
+            done = n + 1;
+            for (long r = 0; r < rows; r++) {
+                tokens[r] = ids[n * rows + r];
+                positions[r]++;
+                ended |= draws->ends[tokens[r]];
+            }
+        }
+    }
+    free(memory);
+    return done;
+}
