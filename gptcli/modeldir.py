@@ -25,7 +25,7 @@ from gptcli.files import read_object
 from gptcli.model import GPT
 from gptcli.model.convert.peft import from_peft, to_peft
 from gptcli.model.extend import extend_context, extend_vocab
-from gptcli.model.lora import merged
+from gptcli.model.lora import Adapter, adapter_weights, merged, new_ids
 from gptcli.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
@@ -53,20 +53,13 @@ def save_model(folder: Path, config: ModelConfig, weights: Mapping[str, Tensor],
     _write_config(folder, config, tokenizer)
 
 
-def save_adapter(
-    folder: Path,
-    config: ModelConfig,
-    lora: LoraBlock,
-    adapter: Mapping[str, Tensor],
-    tokenizer: Tokenizer | None,
-    *,
-    base: Path,
-) -> None:
+def save_adapter(folder: Path, model: GPT, lora: LoraBlock, tokenizer: Tokenizer | None, *, base: Path) -> None:
     """The same for a model that is an adapter to the one in `base`; `peft` reads these files too."""
-    tree, tensors = to_peft(config, lora, adapter, str(base.resolve()))
+    adapter, ids = adapter_weights(model), new_ids(model)
+    tree, tensors = to_peft(model.config, lora, adapter, ids, str(base.resolve()))
     write_tensors(folder / ADAPTER, tensors)
     write_json(folder / ADAPTER_CONFIG, tree)
-    _write_config(folder, config, tokenizer)
+    _write_config(folder, model.config, tokenizer)
 
 
 def _write_config(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> None:
@@ -127,8 +120,7 @@ def _base_of(folder: Path) -> Path:
     return base
 
 
-def read_adapter(folder: Path, config: ModelConfig) -> tuple[dict[str, Tensor], float]:
-    """An adapter's tensors under our names, and what its updates are multiplied by."""
+def read_adapter(folder: Path, config: ModelConfig) -> Adapter:
     file = folder / ADAPTER_CONFIG
     tree = read_json(file, missing=f"{file}: missing; this checkpoint is not complete")
     return from_peft(config, tree, read_tensors(folder / ADAPTER), str(folder))
@@ -142,7 +134,7 @@ def _read_merged(folder: Path, config: ModelConfig) -> dict[str, Tensor]:
     base_config, weights, _ = extend_context(base_config, weights, config.context_length)
     assert config.vocab_size is not None
     _, weights = extend_vocab(base_config, weights, config.vocab_size)
-    return merged(config, weights, *read_adapter(folder, config))
+    return merged(weights, read_adapter(folder, config))
 
 
 def open_model_dir(folder: str | Path) -> ModelDir:

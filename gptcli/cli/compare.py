@@ -86,13 +86,16 @@ def _measure(path: Path, task: str, asked: Options, *, device: str, precision: s
 def _pairs(sides: list[list[Result]], files: tuple[Path, Path], task: str | None) -> list[tuple[Result, Result]]:
     """The tasks that both sides have, of those asked for."""
     first, second = ({result.task: result for result in side} for side in sides)
-    wanted = [name for name in first if name in second and (task is None or name in _stems(task))]
+    asked = None if task is None else _names(task)
+    wanted = [name for name in first if name in second and (asked is None or name in asked)]
     if not wanted:
         theirs = [", ".join(side) for side in (first, second)]
         raise UserError(f"no task to compare on: {files[0]} has {theirs[0]}, {files[1]} has {theirs[1]}")
     return [(first[name], second[name]) for name in wanted]
 
 
-def _stems(task: str) -> set[str]:
-    """Names of tasks; a task file's is its own."""
-    return {Path(name).stem if "/" in name or "." in name else name for name in task.split(",")}
+def _names(task: str) -> set[str]:
+    """Of tasks, those of task files as the files say."""
+    from gptcli.eval.tasks import find_task
+
+    return {find_task(name).name if "/" in name or "." in name else name for name in task.split(",")}

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gptcli.eval.results import Result
     from gptcli.eval.run import Options, Subject
 
+ON_TEXT = ("perplexity", "compression")
 NORMALIZE = ("none", "chars", "bytes", "tokens", "answer-context")
 
 
@@ -117,7 +118,13 @@ def evaluate(
     if harness:
         found = run_in_harness(loaded, subject, names, asked, include)
     else:
+        unpacked = {}
+        if int8:  # what that costs
+            texts = [name for name in names if name in ON_TEXT]
+            unpacked = {n: run(n, loaded, subject, asked, quiet=quiet).metrics["perplexity"] for n in texts}
+            loaded.packed(int8=True)
         found = [run(name, loaded, subject, asked, quiet=quiet) for name in names]
+        found = [with_cost(result, unpacked.get(result.task)) for result in found]
     if output is not None:
         write_results(output, found)
     print(jsonlib.dumps(results_tree(found, items=False)) if json else "\n".join(table(found)))
@@ -132,7 +139,7 @@ def check_names(names: list[str], data: list[str]) -> None:
     if "compression" in names and data_of("compression", data):
         raise UserError("--task compression: compares on the run's own held-out documents, so it takes no --data")
     for name in names:
-        if name not in ("perplexity", "compression"):
+        if name not in ON_TEXT:
             find_task(name)
 
 
@@ -155,16 +162,14 @@ def run(name: str, loaded: LoadedModel, subject: Subject, asked: Options, *, qui
     from gptcli.eval.tasks import find_task
 
     asked = replace(asked, data=data_of(name, asked.data))
-    if name in ("perplexity", "compression"):
+    if name in ON_TEXT:
         return run_on_text(name, loaded, subject, asked, quiet=quiet)
-    if subject.settings["int8"]:
-        loaded.packed(int8=True)
     with progress(name, quiet) as advance:
         return run_task(find_task(name), subject, asked, advance)
 
 
 def run_on_text(name: str, loaded: LoadedModel, subject: Subject, asked: Options, *, quiet: bool) -> Result:
-    """perplexity and compression; with int8 also what that costs."""
+    """perplexity and compression."""
     from gptcli.data.sources import SourceReader
     from gptcli.eval.compression import compressors
     from gptcli.eval.run import run_perplexity
@@ -182,17 +187,18 @@ def run_on_text(name: str, loaded: LoadedModel, subject: Subject, asked: Options
     asked = replace(asked, stride=stride)
     with progress(name, quiet) as advance:
         found = run_perplexity(texts, subject, asked, advance)
-    if subject.settings["int8"]:
-        full = found.metrics["perplexity"]
-        loaded.packed(int8=True)
-        with progress(name, quiet) as advance:
-            found = run_perplexity(texts, subject, asked, advance)
-        cost = {"perplexity_unpacked": full, "int8_cost": found.metrics["perplexity"] / full - 1}
-        found = replace(found, metrics=found.metrics | cost)
     if name == "compression":
         bits = {"bits_per_byte": found.metrics["bits_per_byte"], **compressors(train, texts)}
         found = replace(found, task=name, metrics=bits | found.metrics)
     return found
+
+
+def with_cost(found: Result, unpacked: float | None) -> Result:
+    """Beside the perplexity of int8, that of the weights as they are."""
+    if unpacked is None:
+        return found
+    cost = {"perplexity_unpacked": unpacked, "int8_cost": found.metrics["perplexity"] / unpacked - 1}
+    return replace(found, metrics=found.metrics | cost)
 
 
 def run_in_harness(

@@ -24,6 +24,11 @@ def is_worker() -> bool:
     return "WORLD_SIZE" in os.environ
 
 
+def processes(nproc: int) -> int:
+    """How many take part: this one may be a worker of several."""
+    return int(os.environ.get("WORLD_SIZE", nproc))
+
+
 def launch(nproc: int) -> int:
     """Run this very command line in `nproc` processes; the exit status of the first that failed, else 0."""
     if nproc < 1:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gptcli.cli import options
-from gptcli.cli.launch import end_with_parent, is_worker, launch
+from gptcli.cli.launch import end_with_parent, is_worker, launch, processes
 from gptcli.errors import UserError
 
 if TYPE_CHECKING:
-    from gptcli.config.schema import Recipe
+    from gptcli.config.schema import DataBlock, Recipe
 
 Resume = Annotated[
     Path | None,
@@ -46,8 +46,11 @@ def training_verb(stage: str, help: str) -> Callable[..., None]:
         overrides = list(set_ or [])
         overrides += [f"run.seed={seed}"] if seed is not None else []
         overrides += [f"train.precision={precision}"] if precision is not None else []
-        overrides += ["train.max_steps=1", "train.max_tokens=null", "run.name=dry-run"] if dry_run else []
+        if dry_run:
+            overrides += ["train.max_steps=1", "train.max_tokens=null", "train.epochs=null", "run.name=dry-run"]
         loaded = load_stage_recipe(stage, recipe, overrides, resume)
+        if processes(nproc) > 1 and reads_stdin(loaded.data):
+            raise UserError("data: - (stdin) goes to one process alone; write it to a file for several")
         if nproc > 1 and not is_worker():
             raise typer.Exit(launch(nproc))
         end_with_parent()
@@ -66,6 +69,11 @@ def training_verb(stage: str, help: str) -> Callable[..., None]:
 
     verb.__doc__ = help
     return verb
+
+
+def reads_stdin(data: DataBlock) -> bool:
+    parts = [spec for part in data.mixture for spec in part.source]
+    return "-" in [*data.source, *data.train, *data.val, *parts]
 
 
 def load_stage_recipe(stage: str, recipe: str | None, overrides: list[str], resume: Path | None) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union
@@ -17,6 +18,7 @@ from gptcli.config.validate import validate
 from gptcli.errors import UserError, nearest
 
 T = TypeVar("T")
+LENGTHS = ("max_steps", "max_tokens", "epochs")  # of a run, of which it has one
 
 
 def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = (), *, stage: str | None = None) -> Recipe:
@@ -26,8 +28,7 @@ def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = (), *, stag
     """
     path = find_recipe(name_or_path)
     tree = read_yaml(path)
-    for override in overrides:
-        apply_override(tree, override)
+    apply_overrides(tree, overrides)
     recipe = build_recipe(tree, where=path.name, stage=stage)
     if recipe.run.name is None:
         recipe = dataclasses.replace(recipe, run=dataclasses.replace(recipe.run, name=path.stem))
@@ -73,6 +74,19 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Put each key.sub=value into plain data. A length of the run takes the place of one in another unit."""
+    overrides, given = list(overrides), dict[str, Any]()
+    for override in overrides:
+        apply_override(given, override)
+    train, said = tree.get("train"), given.get("train")
+    if isinstance(train, dict) and isinstance(said, dict) and any(said.get(name) is not None for name in LENGTHS):
+        for name in LENGTHS:
+            train.pop(name, None)
+    for override in overrides:
+        apply_override(tree, override)
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
@@ -250,15 +264,22 @@ def _kind(value: Any) -> str:
 
 
 def to_tree(value: Any) -> Any:
-    """Plain data that YAML and JSON can hold; the inverse of `build`. None is left out."""
+    """Plain data that YAML and JSON can hold; the inverse of `build`. What is empty by default and still is, is left
+    out."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {name: to_tree(v) for name, v in pairs if v is not None and v != {} and v != []}
+        pairs = ((f, getattr(value, f.name)) for f in dataclasses.fields(value))
+        return {f.name: to_tree(v) for f, v in pairs if v not in (None, {}, []) or v != _default(f)}
     if isinstance(value, (list, tuple)):
         return [to_tree(v) for v in value]
     if isinstance(value, dict):
         return {k: to_tree(v) for k, v in value.items()}
     return value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return None if field.default is dataclasses.MISSING else field.default
 
 
 class _Dumper(yaml.SafeDumper):

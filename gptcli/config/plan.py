@@ -118,6 +118,8 @@ def make_plan(
         max_steps, epoch_steps = math.ceil(train.epochs * examples / rows), math.ceil(examples / rows)
     if optim.warmup_ratio is not None and max_steps is not None:
         optim = replace(optim, warmup_steps=round(optim.warmup_ratio * max_steps))
+    elif optim.warmup_ratio is not None and train.max_tokens is not None:
+        optim = replace(optim, warmup_tokens=round(optim.warmup_ratio * train.max_tokens))
     return TrainPlan(
         max_steps=max_steps,
         max_tokens=train.max_tokens,

@@ -43,12 +43,14 @@ def validate(recipe: Recipe, where: str) -> None:
         raise UserError(
             f"{where}: train.epochs: counts passes over examples; text and rollouts have none, give max_steps"
         )
+    if recipe.train.batch_ramp is not None and recipe.stage not in ("pretrain", "sft"):
+        raise UserError(f"{where}: train.batch_ramp: is for pretrain and sft; {recipe.stage} has batches of one size")
     for problem in (
         _finetune_problem(recipe.finetune) if isinstance(recipe, FinetuneRecipe) else None,
         _model_problem(recipe.model),
         _data_problem(recipe.data),
         _train_problem(recipe.train, recipe.model),
-        _optim_problem(recipe.optim),
+        _optim_problem(recipe.optim, recipe.train),
         _sampling_problem(recipe.sampling),
         _rlhf_problem(recipe),
     ):
@@ -182,7 +184,7 @@ def _train_problem(t: TrainBlock, model: ModelConfig | None) -> str | None:
     return None
 
 
-def _optim_problem(o: OptimBlock) -> str | None:
+def _optim_problem(o: OptimBlock, t: TrainBlock) -> str | None:
     warmups = [name for name in ("warmup_steps", "warmup_tokens", "warmup_ratio") if getattr(o, name)]
     if len(warmups) > 1:
         return f"optim.{warmups[0]}, optim.{warmups[1]}: give one of them"
@@ -192,6 +194,10 @@ def _optim_problem(o: OptimBlock) -> str | None:
         return f"optim.betas: {list(o.betas)} must lie in [0, 1)"
     if o.schedule == "wsd" and o.decay_steps is None and o.decay_tokens is None:
         return "optim.decay_steps: required with schedule: wsd; it is the length of the final decay"
+    if o.schedule == "wsd" and o.decay_tokens and t.max_tokens is None:
+        return "optim.decay_tokens: wsd decays at the end of the run, whose length is in steps; give decay_steps"
+    if o.schedule == "wsd" and o.decay_steps and t.max_tokens is not None:
+        return "optim.decay_steps: wsd decays at the end of the run, whose length is in tokens; give decay_tokens"
     return None
 
 

@@ -114,7 +114,7 @@ def open_examples(data: DataBlock, parse: Callable[[dict[str, Any]], T]) -> Exam
                 f"{', '.join(data.val)}: holds nothing to measure by; leave data.val out to hold out a part"
             )
     elif data.split == "tail":
-        cut = len(examples) - int(len(examples) * data.val_fraction)
+        cut = int(len(examples) * (1 - data.val_fraction))  # as of documents
         train, val = examples[:cut], examples[cut:]
     else:
         train = [e for e in examples if hash_unit(e.text) >= data.val_fraction]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +13,11 @@ import numpy as np
 from gptcli.config.schema import DataBlock
 from gptcli.data.cache import cache_dir
 from gptcli.data.rows import MixtureRows, TokenRows
-from gptcli.data.shards import Corpus, TokenData, open_tokens, write_tokens
+from gptcli.data.shards import Corpus, TokenData, open_tokens, training_texts, write_tokens
 from gptcli.errors import UserError
+from gptcli.files import publish_folder
 from gptcli.tokenizer import Tokenizer
+from gptcli.tokenizer.resolve import needs_text, resolve_tokenizer
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,9 @@ def prepare(
         return TrainingData([open_tokens(data.path)], [1.0])
     if data.mixture:
         blocks = [replace(data, mixture=[], path=part.path, source=part.source) for part in data.mixture]
+        if tokenizer_spec is not None and needs_text(tokenizer_spec):
+            sources = [corpus_of(block) for block in blocks if block.source]
+            tokenizer_spec = str(_common_tokenizer(sources, tokenizer_spec, cache, say))
         parts = [p for b in blocks for p in prepare(b, tokenizer_spec, cache=cache, say=say, advance=advance).parts]
         if len({p.tokenizer.hash for p in parts}) > 1:
             raise UserError("data.mixture: its parts were made with different tokenizers")
@@ -91,11 +98,17 @@ def prepare(
     return TrainingData([made], [1.0])
 
 
-def held_out_texts(data: DataBlock) -> list[str]:
-    """The documents of the validation split, as text."""
-    if data.path is not None or data.mixture:
-        raise UserError("the held-out text of a tokenized directory is not kept; name its source")
-    return [text for split, text in corpus_of(data).parts() if split == "val"]
+def _common_tokenizer(corpora: list[Corpus], spec: str, cache: Path | None, say: Callable[[str], None]) -> Path:
+    """The directory of a tokenizer made of the text of all of them."""
+    key = hashlib.sha256("".join(corpus.key(spec) for corpus in corpora).encode()).hexdigest()[:24]
+    folder = cache_dir() / "tokenizers" / key
+    if cache is not None and not folder.is_dir():
+        folder = cache / key
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        texts = lambda: itertools.chain.from_iterable(training_texts(c.parts(), spec) for c in corpora)  # noqa: E731
+        publish_folder(folder, resolve_tokenizer(spec, texts, say=say).save)
+    return folder
 
 
 def checkpoint_tokenizer_matches(data: TrainingData, tokenizer: Tokenizer, where: str) -> None:

@@ -122,20 +122,19 @@ def write_tokens(
 ) -> TokenData:
     """Tokenize (split, text) pairs into directory `out`; nothing appears there until all is written.
 
-    `parts()` is called once to train the tokenizer (on the train split alone, but for `char`, which must know
-    every character) and once to encode. `advance` gets the bytes done. Raises UserError for an empty corpus.
+    `parts()` is called once to train the tokenizer and once to encode. `advance` gets the bytes done. Raises UserError
+    for an empty corpus.
     """
 
-    def training_texts() -> Iterator[str]:
+    def texts() -> Iterator[str]:
         found = False
-        for split, text in parts():
-            if split == "train" or tokenizer_spec == "char":
-                found = True
-                yield text
+        for text in training_texts(parts(), tokenizer_spec):
+            found = True
+            yield text
         if not found:
             raise _empty(origin)
 
-    tokenizer = resolve_tokenizer(tokenizer_spec, training_texts, say=say)
+    tokenizer = resolve_tokenizer(tokenizer_spec, texts, say=say)
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -166,6 +165,12 @@ def write_tokens(
         shutil.rmtree(work, ignore_errors=True)
         raise
     return open_tokens(out)
+
+
+def training_texts(parts: Iterable[tuple[str, str]], tokenizer_spec: str) -> Iterator[str]:
+    """Of (split, text) pairs, what a tokenizer is made of: the train split, but for `char`, which must know every
+    character."""
+    return (text for split, text in parts if split == "train" or tokenizer_spec == "char")
 
 
 def _empty(origin: dict[str, Any]) -> UserError:

@@ -110,9 +110,9 @@ def evaluate_task(
             f"{', '.join(specs)}: no examples" + (f" that fit ({reader.skipped[0]})" if reader.skipped else "")
         )
     found_figures = figures(task, probabilities, truth) if truth else {}
-    if "accuracy" in found_figures:
+    if "accuracy" in found_figures and len(truth) > 1:
         a = found_figures["accuracy"]
-        found_figures["stderr"] = math.sqrt(a * (1 - a) / len(truth))
+        found_figures["stderr"] = math.sqrt(a * (1 - a) / (len(truth) - 1))
     return {**found_figures, "n": n, "labelled": len(truth), "skipped": len(reader.skipped)}, reader.skipped
 
 

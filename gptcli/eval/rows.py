@@ -50,7 +50,13 @@ def _given(specs: Sequence[str]) -> dict[str, str]:
     for file in files:
         if not file.startswith(HUB) and suffix(Path(file)) != ".jsonl":
             raise UserError(f"{file}: a task's data is .jsonl (.gz, .zst), one object a line")
-    return {"": files[0]} if len(files) == 1 else {Path(file).name.split(".")[0]: file for file in files}
+    if len(files) == 1:
+        return {"": files[0]}
+    named: dict[str, str] = {}
+    for file in files:
+        if (other := named.setdefault(Path(file).name.split(".")[0], file)) != file:
+            raise UserError(f"--data {other}, {file}: files of one name would be one group; rename one of them")
+    return named
 
 
 def _rows(task: Task, spec: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -45,7 +45,7 @@ def read_lineage(checkpoint: Path) -> list[tuple[str, str]]:
         out.append(("Started from", str(state["parent"])))
     out.append(("Trained for", f"{state['step']:,} steps, {state['tokens_seen']:,} tokens"))
     if (best := state.get("best_val_loss")) is not None:
-        unit = "" if str(recipe.get("stage")).startswith("rlhf-") else " nats per token"
+        unit = " nats per token" if recipe.get("stage", "pretrain") in ("pretrain", "sft") else ""
         name, value = "Validation loss", f"{best:.4f}{unit}"
         if recipe.get("stage") in ("rlhf-ppo", "rlhf-grpo"):  # there it is a reward with its sign turned
             name, value = "Held-out reward", f"{-best:.4f}"

@@ -90,7 +90,7 @@ def _read_peft(folder: Path, tokenizer: str | None) -> Foreign:
     if not isinstance(base, str):
         raise UserError(f"{file}: base_model_name_or_path: missing; name the model that this adapter belongs to")
     whole = read_foreign(base, tokenizer=tokenizer)
-    weights = merged(whole.config, whole.weights, *read_adapter(folder, whole.config))
+    weights = merged(whole.weights, read_adapter(folder, whole.config))
     return dataclasses.replace(whole, path=folder, format="peft", weights=weights, hugging_face=False)
 
 

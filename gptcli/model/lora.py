@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gptcli.config.schema import LoraBlock, ModelConfig
+from gptcli.config.schema import LoraBlock
 from gptcli.errors import UserError, nearest
 from gptcli.model.attention import drop
 from gptcli.model.gpt import GPT
@@ -90,6 +91,19 @@ def targeted(names: Sequence[str], targets: Sequence[str]) -> list[str]:
     return [name for name in names if any(f".{name}".endswith(f".{target}") for target in targets)]
 
 
+class Adapter(NamedTuple):
+    """A low-rank update of a model, and what was trained whole beside it."""
+
+    weights: dict[str, Tensor]  # by our names
+    scale: float  # of the updates
+    new_ids: Sequence[int]  # the tokens that the rows called new_rows belong to
+
+
+def new_ids(model: GPT) -> range:
+    """The tokens whose rows are trained."""
+    return model.wte.rows if isinstance(model.wte, GrownEmbedding) else range(0)
+
+
 def adapter_weights(model: nn.Module) -> dict[str, Tensor]:
     """What is trained: the adapter, without its base."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -104,20 +118,18 @@ def load_adapter(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
         p.copy_(weights[name])
 
 
-def merged(
-    config: ModelConfig, base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: float
-) -> dict[str, Tensor]:
-    """The weights with the adapter worked in. Rows of new tokens replace the vocabulary's last; any other tensor
-    (a fresh head) stands for itself."""
+def merged(base: Mapping[str, Tensor], adapter: Adapter) -> dict[str, Tensor]:
+    """The weights with the adapter worked in. Rows of new tokens take their places; any other tensor (a fresh head)
+    stands for itself."""
     out = dict(base)
-    for name, tensor in adapter.items():
+    for name, tensor in adapter.weights.items():
         module, _, kind = name.rpartition(".")
         weight = f"{module}.weight"
         if kind == LORA_B:
-            out[weight] = base[weight] + scale * (tensor @ adapter[f"{module}.{LORA_A}"])
+            out[weight] = base[weight] + adapter.scale * (tensor @ adapter.weights[f"{module}.{LORA_A}"])
         elif kind == NEW_ROWS:
             out[weight] = base[weight].clone()
-            out[weight][: config.vocab_size][-len(tensor) :] = tensor
+            out[weight][list(adapter.new_ids)] = tensor
         elif kind != LORA_A:
             out[name] = tensor
     return out

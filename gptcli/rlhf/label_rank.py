@@ -10,7 +10,8 @@ import torch
 from gptcli.generate import Engine
 from gptcli.modeldir import open_model_dir
 from gptcli.rlhf.label_file import LabelFile
-from gptcli.rlhf.labels import Queue, label_row, rank_by_number, ranking_row
+from gptcli.rlhf.labels import Question, Queue, label_row, rank_by_number, ranking_row
+from gptcli.rlhf.preferences import encode_asked
 from gptcli.rlhf.rewards import RewardFunction, RewardModel, Sample
 from gptcli.train.checkpoint import find_checkpoint
 
@@ -20,15 +21,22 @@ QUESTIONS = 64  # ranked at a time, and then on the disk
 Ranker = Callable[[Sequence[Sample]], torch.Tensor]
 
 
-def open_ranker(spec: str, device: torch.device, dtype: torch.dtype) -> tuple[Ranker, Callable[[str, str], Sample]]:
-    """What `spec` (FILE.py:NAME, or reward:CHECKPOINT) scores samples by, and what makes its samples of texts."""
+def open_ranker(
+    spec: str, device: torch.device, dtype: torch.dtype
+) -> tuple[Ranker, Callable[[Question, str], Sample]]:
+    """What `spec` (FILE.py:NAME, or reward:CHECKPOINT) scores samples by, and what makes its samples of answers."""
     if not spec.startswith(REWARD):
-        return RewardFunction(spec), lambda prompt, response: Sample([], [], prompt, response, ended=True)
+        return RewardFunction(spec), lambda question, response: Sample([], [], question.prompt, response, ended=True)
     path = spec.removeprefix(REWARD)
     tokenizer = open_model_dir(find_checkpoint(path)).require_tokenizer()
     model = RewardModel(path, tokenizer, device, dtype)
-    encode_prompt = Engine(model.model, tokenizer).encode_prompt  # as in the reward model's training
-    return model, lambda p, r: Sample(encode_prompt(p), tokenizer.encode(r), p, r, ended=True)
+    encode_prompt = Engine(model.model, tokenizer).encode_prompt
+
+    def sample(question: Question, response: str) -> Sample:
+        prompt_ids = encode_asked(question.prompt, question.messages, tokenizer, encode_prompt)
+        return Sample(prompt_ids, tokenizer.encode(response), question.prompt, response, ended=True)
+
+    return model, sample
 
 
 def rank_questions(
@@ -38,7 +46,7 @@ def rank_questions(
     their own would mean nothing to a loss."""
     ranker, sample = open_ranker(spec, device, dtype)
     while part := list(islice(queue.pending, QUESTIONS)):
-        numbers = iter(ranker([sample(q.prompt, response) for q in part for response in q.responses]).tolist())
+        numbers = iter(ranker([sample(q, response) for q in part for response in q.responses]).tolist())
         for question in part:
             rewards = list(islice(numbers, len(question.responses)))
             judgement = ranking_row(rank_by_number(rewards), range(len(rewards)))

@@ -10,13 +10,14 @@ from typing import Any
 
 from gptcli.errors import UserError
 from gptcli.tokenizer import Tokenizer
-from gptcli.tokenizer.chat_template import are_messages, encode_chat
+from gptcli.tokenizer.chat_template import Message, are_messages, encode_chat
 
 FORMATS = (
     "expected prompt, chosen, rejected; chosen, rejected as transcripts; or prompt, responses, ranking | scores "
     "(messages: a conversation instead of the prompt)"
 )
 TURN = "\n\nAssistant:"  # of Anthropic's transcripts; the last one that both share begins the answers
+EncodePrompt = Callable[[str | list[int]], list[int]]  # Engine.encode_prompt
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,15 @@ def _finite(value: Any) -> float | None:
 # ---- to ids ---------------------------------------------------------------------------------------------------
 
 
+def encode_asked(
+    prompt: str, messages: Sequence[Message] | None, tokenizer: Tokenizer, encode_prompt: EncodePrompt
+) -> list[int]:
+    """What is answered: a conversation's ids, or else a prompt's."""
+    return encode_prompt(encode_chat(tokenizer, messages) if messages else prompt)
+
+
 def encode_preference(
-    preference: Preference, tokenizer: Tokenizer, encode_prompt: Callable[[str | list[int]], list[int]], limit: int
+    preference: Preference, tokenizer: Tokenizer, encode_prompt: EncodePrompt, limit: int
 ) -> Comparison:
     """Prompt and responses are encoded apart, as they are when a response is written, and never merge across the seam.
 
@@ -182,8 +190,7 @@ def encode_preference(
             f"a response of {longest} tokens leaves no room for its prompt in {limit} (train.seq_len, or the model's "
             "context)"
         )
-    chat = preference.messages and encode_chat(tokenizer, preference.messages)
-    prompt = encode_prompt(chat or preference.prompt)
+    prompt = encode_asked(preference.prompt, preference.messages, tokenizer, encode_prompt)
     return Comparison(prompt[longest - limit :], responses, preference.pairs, cut=longest + len(prompt) > limit)
 
 

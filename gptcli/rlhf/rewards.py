@@ -18,6 +18,7 @@ from torch import Tensor
 from gptcli.config.schema import RewardBlock
 from gptcli.dist.runtime import Runtime, autocast
 from gptcli.errors import UserError
+from gptcli.generate import Engine
 from gptcli.model import GPT
 from gptcli.modeldir import load_model, open_model_dir, read_json
 from gptcli.rlhf.sequences import last_index, pad_rows
@@ -111,6 +112,7 @@ class RewardModel:
         self.name, self.model = f"{key}.checkpoint: {path}", load_model(folder, device=device).requires_grad_(False)
         self.tokenizer, self._dtype = folder.require_tokenizer(), dtype
         self._same_ids = self.tokenizer.same_ids(tokenizer) and self.tokenizer.eos_id == tokenizer.eos_id
+        self._encode_prompt = Engine(self.model, self.tokenizer).encode_prompt  # as in its training
         self._normalize = Normalization.load(folder.path)
 
     def __call__(self, samples: Sequence[Sample]) -> Tensor:
@@ -122,7 +124,7 @@ class RewardModel:
         if self._same_ids:
             row = [*sample.prompt_ids, *sample.response_ids]
         else:
-            row = [i for ids in self.tokenizer.encode_batch([sample.prompt, sample.response]) for i in ids]
+            row = [*self._encode_prompt(sample.prompt), *self.tokenizer.encode(sample.response)]
         if sample.ended and eos is not None and row[-1:] != [eos]:
             row.append(eos)
         limit = self.model.config.context_length

@@ -6,12 +6,13 @@ import dataclasses
 import hashlib
 import io
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gptcli.config.schema import DataBlock, Recipe, RewardBlock
-from gptcli.data.sources import list_files
+from gptcli.data.examples import KINDS
+from gptcli.data.sources import HUB, list_files
 from gptcli.errors import UserError
 from gptcli.model import GPT
 from gptcli.model.extend import with_heads
@@ -32,21 +33,27 @@ def policy(job: Job[Any], heads: Mapping[str, float]) -> GPT:
     return trainable(recipe, job.runtime, config, weights)
 
 
-def data_files(data: DataBlock) -> list[Path]:
-    """The files of data.train or data.source, stdin among them."""
+def data_files(data: DataBlock, kinds: tuple[str, ...] = KINDS) -> list[Path]:
+    """The files of data.train or data.source, stdin among them; of folders those of `kinds`. A data set of the hub has
+    none."""
     if not (specs := data.train or data.source):
         raise UserError("data: nothing to train on; name .jsonl files in data.train")
-    return [file for spec in specs for file in ([STDIN] if spec == "-" else list_files(spec))]
+    return _files(specs, kinds)
 
 
-def held_out_files(data: DataBlock) -> list[Path]:
-    return [file for spec in data.val for file in list_files(spec)]
+def held_out_files(data: DataBlock, kinds: tuple[str, ...] = KINDS) -> list[Path]:
+    return _files(data.val, kinds)
 
 
-def fingerprint(recipe: Recipe) -> str:
+def _files(specs: Sequence[str], kinds: tuple[str, ...]) -> list[Path]:
+    local = [spec for spec in specs if not spec.startswith(HUB)]
+    return [file for spec in local for file in ([STDIN] if spec == "-" else list_files(spec, kinds))]
+
+
+def fingerprint(recipe: Recipe, kinds: tuple[str, ...] = KINDS) -> str:
     """Of the data, the reference's weights and whatever gives rewards: a resume is exact only if none has changed."""
     assert recipe.init_from is not None
-    files = [*data_files(recipe.data), *held_out_files(recipe.data)]
+    files = [*data_files(recipe.data, kinds), *held_out_files(recipe.data, kinds)]
     files += weight_files(find_checkpoint(recipe.init_from))
     for key in ("reward", "held_out_reward"):
         reward: Any = getattr(recipe, key, None)
@@ -54,7 +61,7 @@ def fingerprint(recipe: Recipe) -> str:
             files += weight_files(find_checkpoint(reward.checkpoint))
         if isinstance(reward, RewardBlock) and reward.function and ":" in reward.function:
             files.append(Path(reward.function.rpartition(":")[0]))
-    digest = hashlib.sha256()
+    digest = hashlib.sha256("\n".join(s for s in recipe.data.train + recipe.data.source if s.startswith(HUB)).encode())
     for file in files:
         if file == STDIN:
             digest.update(hashlib.sha256(read_ahead()).digest())

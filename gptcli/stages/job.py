@@ -131,7 +131,7 @@ class Job(Generic[R]):
             model = load_model(open_model_dir(checkpoint), device=self.runtime.device).train()
         else:
             model = build()
-            load_adapter(model, read_adapter(checkpoint, model.config)[0])
+            load_adapter(model, read_adapter(checkpoint, model.config).weights)
         return Started(self, tokenizer, data_hash, model, training)
 
 

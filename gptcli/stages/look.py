@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from gptcli.config.load import apply_override, build_recipe, load_recipe
+from gptcli.config.load import apply_overrides, build_recipe, load_recipe
 from gptcli.config.plan import TrainPlan, make_plan
 from gptcli.config.schema import Recipe, SFTRecipe
 from gptcli.contracts import Batch
@@ -58,8 +58,7 @@ def see_conversations(file: str, checkpoint: Path, overrides: Sequence[str], con
     """The rows that `gpt sft` would make of a file for this checkpoint."""
     tree: dict[str, Any] = {"init_from": str(checkpoint), "data": {"train": [file], "val_fraction": 0.0}}
     tree["train"] = {"max_steps": 1, "global_batch_size": 1}
-    for override in overrides:
-        apply_override(tree, override)
+    apply_overrides(tree, overrides)
     return see_recipe(build_recipe(tree, where=file, stage="sft"), console)
 
 

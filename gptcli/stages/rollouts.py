@@ -25,6 +25,8 @@ from gptcli.rlhf.rollout import Lesson, Prompt, RolloutSource, Sampler
 from gptcli.stages.frozen import data_files, fingerprint, held_out_files, policy
 from gptcli.stages.job import Job, Started
 
+PROMPTS = (".jsonl", ".txt", ".md")  # files of prompts, in a folder
+
 
 @dataclass(frozen=True)
 class Method:
@@ -43,7 +45,7 @@ class Method:
 def run_rollouts(job: Job[PPORecipe] | Job[GRPORecipe], method: Method) -> dict[str, Any]:
     recipe, runtime = job.recipe, job.runtime
     tokenizer = job.base.require_tokenizer()
-    started = job.start(tokenizer, fingerprint(recipe), partial(policy, job, method.heads))
+    started = job.start(tokenizer, fingerprint(recipe, PROMPTS), partial(policy, job, method.heads))
     reference = load_model(job.base, device=runtime.device).requires_grad_(False)
     plan, engine = started.plan(), Engine(started.model, tokenizer, dtype=job.dtype)
     if job.compiles:
@@ -60,7 +62,7 @@ def run_rollouts(job: Job[PPORecipe] | Job[GRPORecipe], method: Method) -> dict[
     by_policy, by_reference = sampler(engine), sampler(Engine(reference, tokenizer, dtype=job.dtype))
     source = RolloutSource(
         by_policy,
-        read_prompts(recipe, data_files(recipe.data), engine, job.say),
+        read_prompts(recipe, data_files(recipe.data, PROMPTS), engine, job.say),
         method.lesson,
         method.kl,
         rollout_batch_size=method.block.rollout_batch_size,
@@ -96,7 +98,7 @@ def _held_out(
         by_policy,
         by_reference,
         None if judge is None else Rewards(judge, started.tokenizer, job.runtime, job.dtype, key="held_out_reward"),
-        read_prompts(recipe, held_out_files(recipe.data), engine, job.say),
+        read_prompts(recipe, held_out_files(recipe.data, PROMPTS), engine, job.say),
         job.run_dir,
         rows=recipe.train.eval_rows,
         best_of=best_of,

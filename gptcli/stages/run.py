@@ -25,16 +25,17 @@ from gptcli.generate import Engine, complete
 from gptcli.generate.engine import Prompt
 from gptcli.generate.processors import Processors
 from gptcli.model import GPT
-from gptcli.model.lora import adapter_weights
 from gptcli.modeldir import save_adapter, save_model
 from gptcli.stages.console import RunConsole
 from gptcli.tokenizer import Tokenizer
 from gptcli.train.checkpoint import Training, find_checkpoint, prune, save_checkpoint, what_is_kept
 from gptcli.train.loop import Every, StepResult, evaluate, train
-from gptcli.train.metrics import Logger, MetricsFile, Speed, TensorBoardLogger, peak_flops, read_metrics
+from gptcli.train.metrics import Logger, MetricsFile, Speed, TensorBoardLogger, cut_after, peak_flops, read_metrics
 from gptcli.train.optim import Optimizers
 from gptcli.train.plot import braille_chart, save_loss_png
 from gptcli.train.state import TrainState
+
+SAMPLES = "samples.jsonl"
 
 
 @dataclass
@@ -68,16 +69,19 @@ class TrainingRun:
     def execute(self) -> dict[str, Any]:
         # Whatever is wrong with the sampling of samples is said now, not at the first of them.
         Processors(self.recipe.sampling, self.model.vocab_size, self.tokenizer)
+        self._eval_every = self.plan.epoch_steps or self.recipe.train.eval_every
         if self.resumed is not None:
             self.state = self.resumed.state
+            self.state.stopped = self._out_of_patience(self.state.step)  # as the recipe says now
             self.source.load_state_dict(self.resumed.source)
             self.optimizer.load_state_tensors(self.resumed.optimizer)
         self._validated: dict[str, Any] = {}
         self._saved_step = self.state.step
         self._row: dict[str, Any] = {}
         self._fresh = self.resumed is None and self.recipe.init_from is None and self.recipe.stage == "pretrain"
-        self._eval_every = self.plan.epoch_steps or self.recipe.train.eval_every
         self._loggers = self._open_loggers()
+        if self.runtime.is_main:
+            cut_after(self.run_dir / SAMPLES, self.state.step)
         flops = flops_per_token_with_attention(self.model.config, self.plan.seq_len)
         self._speed = Speed(flops, self.runtime.world_size, peak_flops(self.runtime.device))
         self._speed.restart(self.state.tokens_seen)
@@ -142,12 +146,16 @@ class TrainingRun:
         val_loss = self._validated["val_loss"]
         if self.state.best_val_loss is None or val_loss < self.state.best_val_loss:
             self.state.best_val_loss, self.state.best_step = val_loss, result.step
-        patience, best = self.recipe.train.patience, self.state.best_step or 0
-        if patience and result.step - best >= patience * self._eval_every:
+        if self._out_of_patience(result.step):
             self.state.stopped = True
-            self.console.say(f"stopping: {patience} validations were no better than that of step {best}")
+            validations = f"{self.recipe.train.patience} validations were no better"
+            self.console.say(f"stopping: {validations} than that of step {self.state.best_step or 0}")
         if self.recipe.train.log_every == 0 or result.step % self.recipe.train.log_every:
             self._log(result)
+
+    def _out_of_patience(self, step: int) -> bool:
+        patience = self.recipe.train.patience
+        return patience > 0 and step - (self.state.best_step or 0) >= patience * self._eval_every
 
     def _measured(self) -> dict[str, Any]:
         if self.measure is not None:
@@ -174,10 +182,7 @@ class TrainingRun:
         self._row |= self._validated
         self._validated = {}
         if not math.isfinite(loss):
-            raise GptError(
-                f"step {result.step}: the loss is {loss}; {what_is_kept(self.run_dir)}. "
-                "A smaller optim.lr or a longer warmup usually helps"
-            )
+            raise self._diverged(f"the loss is {loss}")
         for logger in self._loggers:
             logger.write(self._row)
         progress = self.plan.progress(self.state.step, self.state.tokens_seen)
@@ -195,7 +200,7 @@ class TrainingRun:
             self.model.train()
         if self.runtime.is_main:
             row = {"step": result.step, "prompt": completion.prompt, "text": completion.text}
-            with (self.run_dir / "samples.jsonl").open("a", encoding="utf-8") as file:
+            with (self.run_dir / SAMPLES).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         self.console.say(f"--- sample at step {result.step}\n{completion.prompt}{completion.text}\n---")
 
@@ -206,6 +211,8 @@ class TrainingRun:
     def _save(self, result: StepResult | None = None) -> None:
         if self._saved_step == self.state.step:
             return
+        if self.runtime.all_sum(self._not_finite()).item():
+            raise self._diverged("there are weights that are no finite numbers")
         self._saved_step = self.state.step
         with self._not_training():
             if self.runtime.is_main:
@@ -213,6 +220,16 @@ class TrainingRun:
                 save_checkpoint(self.run_dir, self._training(), self._write_model, best=best)
                 prune(self.run_dir, self.recipe.train.save_every, self.recipe.train.keep_last)
             self.runtime.barrier()
+
+    def _not_finite(self) -> torch.Tensor:
+        trained = [p.detach() for p in self.model.parameters() if p.requires_grad]
+        return torch.stack([(~p.isfinite()).any() for p in trained]).any().float()
+
+    def _diverged(self, how: str) -> GptError:
+        return GptError(
+            f"step {self.state.step}: {how}; {what_is_kept(self.run_dir)}. "
+            "A smaller optim.lr or a longer warmup usually helps"
+        )
 
     def _training(self) -> Training:
         optimizer = {name: t.detach().cpu().contiguous() for name, t in self.optimizer.state_tensors().items()}
@@ -233,7 +250,7 @@ class TrainingRun:
         else:
             assert self.recipe.init_from is not None
             base = find_checkpoint(self.recipe.init_from)
-            save_adapter(folder, config, lora, adapter_weights(self.model), self.tokenizer, base=base)
+            save_adapter(folder, self.model, lora, self.tokenizer, base=base)
         if self.beside is not None:
             self.beside(folder)
 
@@ -286,7 +303,8 @@ class TrainingRun:
     def _draw(self, rows: list[dict[str, Any]]) -> None:
         if len(rows) < 2:
             return
-        save_loss_png(rows, self.run_dir / "loss.png", str(self.recipe.run.name))
+        unit = " (nats per token)" if self.recipe.stage in ("pretrain", "sft") else ""
+        save_loss_png(rows, self.run_dir / "loss.png", str(self.recipe.run.name), f"loss{unit}")
         if self.console.console.is_terminal:
             for line in braille_chart([r["loss"] for r in rows]):
                 self.console.say(line)

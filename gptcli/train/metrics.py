@@ -22,8 +22,8 @@ class MetricsFile:
     """One JSON object a logged step. A resume cuts what came after its checkpoint: no gap, no repeat."""
 
     def __init__(self, path: Path, resume_step: int = 0) -> None:
-        kept = [line for row, line in _rows(path) if row["step"] <= resume_step] if resume_step else []
-        path.write_text("".join(kept), "utf-8")
+        path.touch()
+        cut_after(path, resume_step)
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def write(self, row: dict[str, Any]) -> None:
@@ -46,6 +46,12 @@ class TensorBoardLogger:
             if name != "step" and isinstance(value, (int, float)):
                 self._writer.add_scalar(name, value, row["step"])
         self._writer.flush()
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Leave out of a file of rows with a "step", if there is one, those that come after it."""
+    if path.is_file():
+        path.write_text("".join(line for row, line in _rows(path) if row["step"] <= step), "utf-8")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

@@ -33,14 +33,23 @@ def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, for weight matrices (out, in) alone.
 
-    A fused query-key-value matrix (3C, C) is three matrices and is treated as such. The update of a matrix taller
-    than wide grows by sqrt(out / in), which keeps the step's effect on activations alike across shapes.
+    A fused query-key-value matrix (C + 2 of keys' width, C), of `fused`, is three matrices and is treated as such. The
+    update of a matrix taller than wide grows by sqrt(out / in), which keeps the step's effect on activations alike
+    across shapes.
     """
 
     def __init__(
-        self, params: Iterable[nn.Parameter], *, lr: float, momentum: float = 0.95, weight_decay: float = 0.0
+        self,
+        params: Iterable[nn.Parameter],
+        fused: Iterable[nn.Parameter] = (),
+        *,
+        lr: float,
+        momentum: float = 0.95,
+        weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        groups = [{"params": list(params), "fused": False}, {"params": list(fused), "fused": True}]
+        groups = [group for group in groups if group["params"]]
+        super().__init__(groups, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:  # type: ignore[override]
@@ -56,8 +65,9 @@ class Muon(torch.optim.Optimizer):
                 buffer = state["momentum"].lerp_(p.grad, 1 - momentum)
                 update = p.grad.lerp(buffer, momentum)
                 p.mul_(1 - lr * group["weight_decay"])
-                parts = 3 if p.shape[0] == 3 * p.shape[1] else 1
-                for part in zip(p.chunk(parts), update.chunk(parts), strict=True):
+                rows, C = p.shape
+                parts = [C, (rows - C) // 2, (rows - C) // 2] if group["fused"] else [rows]
+                for part in zip(p.split(parts), update.split(parts), strict=True):
                     by_shape.setdefault(part[0].shape, []).append(part)
             # The layers' matrices of one shape go through the iteration as one batch.
             for (rows, columns), pairs in by_shape.items():

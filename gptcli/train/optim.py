@@ -83,8 +83,9 @@ def make_optimizer(model: nn.Module, optim: OptimBlock, hidden_matrices: Iterabl
         fused = all(p.device.type in ("cpu", "cuda") for p in named.values())
         optimizers.append(torch.optim.AdamW(kept, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=fused))
     if hidden:
-        matrices = [named[name] for name in sorted(hidden)]
+        fused_names = {name for name in hidden if name.endswith("attn.c_attn.weight")}
+        whole, threefold = ([named[name] for name in sorted(names)] for names in (hidden - fused_names, fused_names))
         optimizers.append(
-            Muon(matrices, lr=optim.muon_lr, momentum=optim.muon_momentum, weight_decay=optim.weight_decay)
+            Muon(whole, threefold, lr=optim.muon_lr, momentum=optim.muon_momentum, weight_decay=optim.weight_decay)
         )
     return Optimizers(named, optimizers)

@@ -8,7 +8,7 @@ from typing import Any
 DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))  # Braille dot bits, by row and column
 
 
-def save_loss_png(rows: list[dict[str, Any]], path: Path, title: str) -> None:
+def save_loss_png(rows: list[dict[str, Any]], path: Path, title: str, ylabel: str) -> None:
     """Training and validation loss over tokens, the learning rate faintly behind."""
     import matplotlib
 
@@ -27,7 +27,7 @@ def save_loss_png(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     rate.plot([r["tokens"] for r in rows], [r["lr"] for r in rows], color="#cccccc", linewidth=1)
     rate.set_ylabel("learning rate", color="#999999")
     rate.tick_params(colors="#999999")
-    axis.set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
+    axis.set(xlabel="tokens", ylabel=ylabel, title=title)
     axis.set_zorder(rate.get_zorder() + 1)
     axis.patch.set_visible(False)
     axis.legend(frameon=False)

@@ -12,7 +12,7 @@ def lr_factor(plan: TrainPlan, step: int, tokens_seen: int) -> float:
 
     Warmup is linear and its first step is not 0. After it: cosine (GPT-3: to 10%, then constant) or linear from
     the warmup's end to the decay's end; wsd: constant, then linear over the last decay_steps. Counted in tokens
-    where the recipe gives tokens.
+    where the recipe gives tokens; a warmup in the other unit ends where batches of the full size end it.
     """
     optim = plan.optim
     warmup = _warmup(plan, step, tokens_seen)
@@ -20,17 +20,16 @@ def lr_factor(plan: TrainPlan, step: int, tokens_seen: int) -> float:
         return warmup
     if optim.schedule == "constant":
         return 1.0
-    if optim.decay_tokens is not None:
-        here, end, start = float(tokens_seen), float(optim.decay_tokens), float(optim.warmup_tokens or 0)
-        total = plan.max_tokens or end
-    elif optim.decay_steps is not None or plan.max_steps is not None:
-        total = plan.max_steps or optim.decay_steps or 1
-        here, end, start = float(step), float(optim.decay_steps or total), float(optim.warmup_steps)
+    step_tokens = plan.global_batch_size * plan.seq_len
+    if optim.decay_tokens is not None or (optim.decay_steps is None and plan.max_steps is None):
+        here, total, decay = float(tokens_seen), plan.max_tokens, optim.decay_tokens
+        start = float(optim.warmup_tokens or optim.warmup_steps * step_tokens)
     else:
-        assert plan.max_tokens is not None
-        here, end, start = float(tokens_seen), float(plan.max_tokens), float(optim.warmup_tokens or 0)
-        total = end
+        here, total, decay = float(step), plan.max_steps, optim.decay_steps
+        start = optim.warmup_steps or (optim.warmup_tokens or 0) / step_tokens
+    end = float(decay or total or 1)
     if optim.schedule == "wsd":
+        assert total is not None, "validate() asks for a decay in the unit of the run's length"
         start, end = total - end, float(total)
     x = min(1.0, max(0.0, (here - start) / max(end - start, 1e-9)))
     shape = 0.5 * (1 + math.cos(math.pi * x)) if optim.schedule == "cosine" else 1 - x

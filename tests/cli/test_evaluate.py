@@ -47,6 +47,15 @@ def test_several_tasks_and_the_table(trained: Path) -> None:
     assert all(name in listed for name in ("hellaswag", "cbt_ne", "gsm8k", "37.37", "query, choices, gold"))
 
 
+def test_the_cost_of_int8_is_measured_before_anything_is_packed(trained: Path) -> None:
+    arguments = ("--data", "blimp=rows.jsonl", "--data", "perplexity=text.txt", "--int8", "--json", "-q")
+    alone = gpt("eval", "--task", "perplexity", *arguments[2:], cwd=trained).json()
+    found = gpt("eval", "--task", "blimp,perplexity", *arguments, cwd=trained).json()["results"][1]
+    assert found["int8_cost"] == pytest.approx(alone["int8_cost"])
+    plain = gpt("eval", "--data", "text.txt", "--json", "-q", cwd=trained).json()
+    assert found["perplexity_unpacked"] == pytest.approx(plain["perplexity"]) != found["perplexity"]
+
+
 def test_a_score_is_what_eval_says(trained: Path) -> None:
     text = "line 7: the square of 7 is 49, and then some é more.\n" * 3
     (trained / "s.txt").write_text(text)

@@ -9,6 +9,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,8 +26,9 @@ from gptcli.api import LoadedModel
 from gptcli.cli.label_screen import Screen
 from gptcli.cli.main import main
 from gptcli.model import GPT
-from gptcli.modeldir import save_model
+from gptcli.modeldir import open_model_dir, save_model
 from gptcli.rlhf.label_rank import open_ranker
+from gptcli.rlhf.labels import Question
 from gptcli.rlhf.preferences import parse_preference
 from tests.conftest import Finished, make_tiny
 
@@ -171,10 +173,23 @@ def test_a_reward_model_ranks_as_it_scores(label: Gpt, trained: Path, tmp_path: 
     assert done.code == 0, done.err
     ranker, sample = open_ranker(spec, torch.device("cpu"), torch.float32)
     for row in rows(out):
-        scores = ranker([sample(row["prompt"], response) for response in row["responses"]]).tolist()
+        question = Question(0, row["prompt"], row["responses"])
+        scores = ranker([sample(question, response) for response in row["responses"]]).tolist()
         assert scores == pytest.approx(row["rewards"], abs=1e-5)
         assert [scores[place] for place in row["ranking"]] == sorted(scores, reverse=True)
     assert "no reward head" in label(out, "", "--rank-by", "reward:runs/tiny", "--overwrite").err
+
+
+def test_a_reward_model_reads_a_conversation_as_in_its_training(trained: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "rm"
+    shutil.copytree(trained / "runs/other", folder)
+    tokenizer = open_model_dir(folder).require_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}<|endoftext|>{{ m.content }}{% endfor %}"
+    tokenizer.save(folder)
+    _, sample = open_ranker(f"reward:{folder}", torch.device("cpu"), torch.float32)
+    messages = [{"role": "user", "content": "ab"}]
+    made = sample(Question(0, "<|endoftext|>ab", ["x", "y"], messages=messages), "x")
+    assert (list(made.prompt_ids), list(made.response_ids)) == ([256, *b"ab"], [*b"x"])
 
 
 def complains(gpt: Gpt, arguments: list, *words: str) -> None:

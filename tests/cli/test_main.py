@@ -390,6 +390,21 @@ def test_dry_run_writes_nothing(tiny: Tiny) -> None:
     assert not cache.exists()
 
 
+def test_a_dry_run_of_a_recipe_of_epochs(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.jsonl").write_text("".join(f'{{"text": "{c * 5}", "label": "{c}"}}\n' for c in "ab" * 20))
+    given = ("-s", f"init_from={trained}/runs/tiny", "-s", "data.train=[t.jsonl]", "-s", "data.val_fraction=0.5")
+    done = gpt("finetune", "-r", "finetune-classification", *given, "-s", "data.val=[]", "--dry-run", cwd=tmp_path)
+    assert (done.code, sorted(p.name for p in tmp_path.iterdir())) == (0, ["t.jsonl"]), done.err
+
+
+def test_stdin_for_several_processes_is_refused(tiny: Tiny) -> None:
+    done = gpt(
+        "pretrain", "-r", tiny.recipe, "-s", "data.source=[-]", "--nproc", "2", cwd=tiny.folder, stdin=b"a" * 999
+    )
+    assert (done.code, done.out) == (2, "")
+    assert done.err.strip().endswith("data: - (stdin) goes to one process alone; write it to a file for several")
+
+
 def test_shell_completion_is_offered() -> None:
     done = gpt("--show-completion", _TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION="1")
     assert "Traceback" not in done.err

@@ -63,6 +63,11 @@ def test_compare_checkpoints(tiny: Tiny) -> None:
     assert row["high"] < 0  # a perplexity, so less is better
     assert row["value_b"] - row["value_a"] == pytest.approx(row["difference"])
     one_line(gpt("compare", young, tiny.run_dir), "say with --task")
+    (text / "rows.jsonl").write_text("".join(json.dumps({"q": f"line {i}:", "a": f" {i}"}) + "\n" for i in range(3)))
+    task = text / "file.yaml"  # which says another name
+    task.write_text("name: my-quiz\nkind: word\ndata: rows.jsonl\ncontext: '{q}'\ntarget: '{a}'\n")
+    row = gpt("compare", young, tiny.run_dir, "--task", task, "--json").json()
+    assert (row["task"], row["n"]) == ("my-quiz", 3)
 
 
 def test_positions(tiny: Tiny, tmp_path: Path) -> None:

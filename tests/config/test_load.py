@@ -159,7 +159,10 @@ def test_out_of_bounds_is_refused(recipe_file, override, complaint):
         (["data.mixture=[{weight: 1}]"], "data.mixture[0]: give a path or a source"),
         (["data.mixture=[{path: x, source: [y], weight: 1}]"], "data.mixture[0]: give a path or a source"),
         (["lora={rank: 4}"], "lora: updates a trained model; name one with init_from"),
-        (["train.max_tokens=5"], "train.max_steps, train.max_tokens, train.epochs: give exactly one"),
+        (
+            ["train.max_tokens=5", "train.max_steps=5"],
+            "train.max_steps, train.max_tokens, train.epochs: give exactly one",
+        ),
         (["train.max_steps=null"], "train.max_steps, train.max_tokens, train.epochs: give exactly one"),
         (["train.seq_len=17"], "train.seq_len: 17 is more than model.context_length 16"),
         (["train.batch_ramp={start: 8, tokens: 9}"], "train.batch_ramp.start: 8 is more than"),
@@ -168,6 +171,11 @@ def test_out_of_bounds_is_refused(recipe_file, override, complaint):
         (["optim.decay_steps=1", "optim.decay_tokens=1"], "optim.decay_steps, optim.decay_tokens"),
         (["optim.betas=[0.9, 1]"], "optim.betas: [0.9, 1.0] must lie in [0, 1)"),
         (["optim.schedule=wsd"], "optim.decay_steps: required with schedule: wsd"),
+        (["optim.schedule=wsd", "optim.decay_tokens=9"], "optim.decay_tokens: wsd decays at the end of the run"),
+        (
+            ["optim.schedule=wsd", "optim.decay_steps=9", "train.max_tokens=99"],
+            "optim.decay_steps: wsd decays at the end of the run",
+        ),
     ],
 )
 def test_contradiction_is_refused(recipe_file, overrides, complaint):
@@ -183,6 +191,8 @@ def test_contradiction_is_refused(recipe_file, overrides, complaint):
         ["train.micro_batch_size=4"],
         ["optim.schedule=wsd", "optim.decay_steps=3"],
         ["train.max_steps=null", "train.max_tokens=5"],
+        ["train.max_tokens=5"],  # takes the place of the recipe's max_steps
+        ["optim.schedule=wsd", "optim.decay_tokens=3", "train.max_tokens=5"],
         ["tokenizer=null", "data.path=tokens"],
     ],
 )
@@ -235,6 +245,19 @@ def test_set_reads_values_as_yaml(recipe_file):
 def test_later_set_wins_and_the_rest_of_the_block_stays(recipe_file):
     recipe = load_recipe(str(recipe_file), ["train.max_steps=3", "train.max_steps=4"])
     assert (recipe.train.max_steps, recipe.train.global_batch_size) == (4, 4)
+
+
+def test_what_is_set_to_nothing_stays_nothing(recipe_file):
+    """An empty list where the default is not empty goes into the run's recipe.yaml, and so to a resume."""
+    recipe = load_recipe(str(recipe_file), ["model=null", "tokenizer=null", "init_from=x", "lora.targets=[]"])
+    assert recipe.lora.targets == []
+    assert build_recipe(yaml.safe_load(dump_recipe(recipe)), where="again") == recipe
+
+
+def test_a_batch_ramp_is_refused_where_batches_have_one_size():
+    tree = BASE | REQUIRED["finetune"] | {"train": BASE["train"] | {"batch_ramp": {"start": 2, "tokens": 9}}}
+    with pytest.raises(UserError, match=r"train\.batch_ramp: is for pretrain and sft"):
+        build_recipe(tree, where="r", stage="finetune")
 
 
 def test_setting_the_batch_holds_on_a_cpu_too(recipe_file):

@@ -32,6 +32,16 @@ def plan(**changes):
     return TrainPlan(**given | changes)
 
 
+def test_a_ratio_of_warmup_is_of_the_runs_length_in_its_unit():
+    for length, field, expected in (
+        ({"max_steps": 200}, "warmup_steps", 20),
+        ({"max_tokens": 9000}, "warmup_tokens", 900),
+    ):
+        given = dataclasses.replace(recipe(**{"max_steps": None, **length}), optim=OptimBlock(warmup_ratio=0.1))
+        made = make_plan(given, context_length=16, dp_size=1, micro_batch_size=1)
+        assert getattr(made.optim, field) == expected
+
+
 def recipe(**train):
     tree = {
         "model": {"n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 16},

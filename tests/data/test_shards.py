@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptcli.config.schema import DataBlock, MixturePart
-from gptcli.data.prepare import held_out_texts, prepare
+from gptcli.data.prepare import prepare
 from gptcli.data.shards import Corpus, Splitter, open_tokens, write_tokens
 from gptcli.errors import UserError
 from gptcli.tokenizer import Tokenizer
@@ -263,7 +263,6 @@ def test_a_source_is_tokenized_once(tmp_path, monkeypatch):
     assert len(said) == 1
     assert again.hash == first.hash
     assert bytes(again.held_out().tolist()) == b" text"
-    assert held_out_texts(block) == [" text"]
     (tmp_path / "a.txt").write_text("some other text")
     assert prepare(block, "bytes", say=said.append).hash != first.hash
     assert len(said) == 2
@@ -276,6 +275,20 @@ def test_mixture_of_sources_and_directories(tmp_path):
     data = prepare(DataBlock(mixture=parts, val_fraction=0.5), "bytes")
     assert data.weights == [1, 3]
     assert data.held_out().tolist() == [*b"zwei", EOT, *b"Worte"]
+
+
+@pytest.mark.parametrize(("spec", "size"), [("char", 9), ("bpe:270", 270)])
+def test_mixture_of_sources_has_one_tokenizer_of_all_their_text(tmp_path, monkeypatch, spec, size):
+    monkeypatch.setenv("GPTCLI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text("abab" * 50)
+    (tmp_path / "b.txt").write_text("cdef gh" * 50)
+    parts = [MixturePart(source=[str(tmp_path / f"{name}.txt")], weight=1) for name in "ab"]
+    data = prepare(DataBlock(mixture=parts), spec)
+    assert {part.tokenizer.hash for part in data.parts} == {data.tokenizer.hash}
+    assert all(data.tokenizer.decode(data.tokenizer.encode(text)) == text for text in ("abab", "cdef gh"))
+    assert data.tokenizer.vocab_size == size + (spec == "char")  # and end-of-text
+    again = prepare(DataBlock(mixture=parts), spec, say=lambda line: pytest.fail(line))
+    assert again.hash == data.hash
 
 
 def test_mixture_of_tokenized_directories(tmp_path):

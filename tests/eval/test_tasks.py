@@ -266,6 +266,11 @@ def test_other_bad_data(tmp_path, monkeypatch):
     (tmp_path / "rows.txt").write_text("x")
     with pytest.raises(UserError, match=r"rows.txt: a task's data is .jsonl"):
         read_items(TASKS["piqa"], [str(tmp_path / "rows.txt")])
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder, [CASES["piqa"][0]], "val.jsonl")
+    with pytest.raises(UserError, match=r"x/val.jsonl, .*y/val.jsonl: files of one name would be one group"):
+        read_items(TASKS["piqa"], [str(tmp_path / f"{folder}/val.jsonl") for folder in "xy"])
     monkeypatch.setattr("gptcli.hub.answers", lambda: False)
     with pytest.raises(UserError, match=r"--task piqa \(hf:baber/piqa::validation\): names a data set on the hub"):
         read_items(TASKS["piqa"], [])

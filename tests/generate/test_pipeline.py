@@ -12,7 +12,7 @@ import pytest
 
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate import Engine, complete
+from gptcli.generate import Engine, complete, rowfile
 from gptcli.generate.pipeline import WINDOW, complete_in_order, generate_rows, made_by
 from gptcli.generate.prompts import read_jobs
 from gptcli.generate.rowfile import RowFile, begun_with, meta_path
@@ -291,6 +291,18 @@ def test_only_one_process_writes_a_file(tmp_path: Path) -> None:
         RowFile(tmp_path, {})
     with pytest.raises(UserError, match="the folder it should be in is missing"):
         RowFile(tmp_path / "no" / "out", {})
+
+
+def test_beginning_anew_leaves_no_old_row_under_the_new_description(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever stops it between the two."""
+    source, out = write_lines(tmp_path / "a.jsonl", some_lines(3)), tmp_path / "out"
+    into_file(engine, source, out)
+    monkeypatch.setattr(rowfile, "_write_meta", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        into_file(engine, write_lines(tmp_path / "b.jsonl", some_lines(2)), out, overwrite=True)
+    assert out.read_bytes() == b""
 
 
 def test_a_damaged_row_is_named(engine: Engine, tmp_path: Path) -> None:

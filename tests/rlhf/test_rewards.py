@@ -67,6 +67,16 @@ def test_a_reward_model_of_another_tokenizer_reads_the_text_anew(tmp_path: Path)
     assert torch.allclose(found, score_rows(model, [[*b"ab?ca"]]))
 
 
+def test_a_reward_model_of_another_tokenizer_reads_what_begins_a_prompt(tmp_path: Path) -> None:
+    """As in its training: bos where its tokenizer adds one, and what stands for an empty prompt."""
+    theirs = byte_tokenizer()
+    model = reward_model(tmp_path / "rm", theirs)
+    ours = char_tokenizer(["abc?"])
+    empty = Sample([], ours.encode("ca"), "", "ca", False)
+    found = RewardModel(str(tmp_path / "rm"), ours, torch.device("cpu"), torch.float32)([empty])
+    assert torch.allclose(found, score_rows(model, [[EOS, *b"ca"]]))
+
+
 @pytest.mark.parametrize(
     ("ids", "ends", "after", "kept"),
     [

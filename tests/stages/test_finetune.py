@@ -256,6 +256,23 @@ def test_lora_trains_the_head_and_little_else_and_resumes_exactly(tmp_path: Path
     assert one.scalar_heads[HEAD].bias.abs().max() > 0
 
 
+def test_lora_keeps_new_tokens_where_the_vocabulary_is_larger_than_the_tokenizer(tmp_path: Path) -> None:
+    """An imported checkpoint may have more rows than its tokenizer has tokens; new ones follow the tokenizer's last."""
+    from tests.conftest import make_tiny
+
+    tiny = make_tiny(tmp_path, steps=2)
+    tiny.train("model.vocab_size=300")
+    run = make(tmp_path / "head")
+    run("model=null", "tokenizer=null", f"init_from={tiny.run_dir}", "lora.rank=2", "optim.lr=1e-2", "train.epochs=1")
+    folder = tmp_path / "head/runs/head/latest"
+    after = LoadedModel.open(folder, device="cpu").model.wte.weight
+    before = tiny.weights()["wte.weight"]
+    changed = [i for i in range(300) if not torch.equal(after[i], before[i])]
+    assert changed == [257, 258, 259]
+    told = json.loads((folder / "adapter_config.json").read_text())["trainable_token_indices"]
+    assert list(told.values()) == [[257, 258, 259]]
+
+
 def test_patience_ends_the_run_and_a_resume_does_not_go_on(tmp_path: Path) -> None:
     run = make(tmp_path)
     hopeless = ("train.epochs=50", "train.patience=2", "optim.lr=0.3")
@@ -266,6 +283,8 @@ def test_patience_ends_the_run_and_a_resume_does_not_go_on(tmp_path: Path) -> No
     last = rows(tmp_path)[-1]["step"]
     run(*hopeless, resume=tmp_path / "runs/head")
     assert rows(tmp_path)[-1]["step"] == last
+    run("train.epochs=50", "train.patience=0", "optim.lr=0.3", resume=tmp_path / "runs/head")  # but without it
+    assert rows(tmp_path)[-1]["step"] > last
 
 
 def test_other_labels_are_refused_by_a_resume(tmp_path: Path) -> None:

@@ -233,6 +233,19 @@ def test_data_from_stdin(world: World, stage: str, monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(ours[n], theirs[n]) for n in theirs)
 
 
+def test_preferences_in_a_folder_of_json(world: World) -> None:
+    """Whatever the reader of examples takes."""
+    made = tree(world, "rlhf-dpo", 2)
+    (file,) = made["data"]["train"]
+    folder = world.folder / "preferences"
+    folder.mkdir()
+    lines = Path(file).read_text().splitlines()
+    (folder / "a.json").write_text(f"[{','.join(lines)}]")
+    made["data"] = {"train": [str(folder)]}
+    train(made)
+    assert rows(world)[-1]["step"] == 2
+
+
 def test_dropout_of_the_checkpoint_is_off(world: World) -> None:
     config = world.folder / "reference" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "dropout": 0.5}))
@@ -357,7 +370,7 @@ def adapted(world: World) -> Path:
         p.data.normal_(std=0.1)
     folder = world.folder / "adapter"
     folder.mkdir()
-    save_adapter(folder, model.config, lora, adapter_weights(model), world.task.tokenizer, base=base)
+    save_adapter(folder, model, lora, world.task.tokenizer, base=base)
     return folder
 
 

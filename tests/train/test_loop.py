@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gptcli.errors import GptError
 from tests.conftest import Tiny, gpt, make_tiny
 
 
@@ -99,6 +100,23 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny: Tiny) -> None:
     assert done.code == 1
     assert "the loss is" in done.err
     assert "Traceback" not in done.err
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tiny: Tiny) -> None:
+    """Between two looks at the loss, or where none is taken."""
+    with pytest.raises(GptError, match=r"step 2: there are weights that are no finite numbers; no checkpoint was saved"):
+        tiny.train(
+            "optim.lr=1e30", "optim.grad_clip=0", "optim.warmup_steps=0", "train.log_every=0", "train.save_every=2"
+        )
+    assert not list(tiny.folder.rglob("step-*"))
+
+
+def test_samples_after_the_checkpoint_are_cut_by_a_resume(tiny: Tiny) -> None:
+    sampled = ("train.sample_every=1", "train.save_every=2", "train.keep_last=9")
+    tiny.train(*sampled, "train.max_steps=4")
+    tiny.train(*sampled, "train.max_steps=5", resume=tiny.folder / "runs/tiny/step-000002")
+    lines = (tiny.folder / "runs/tiny/samples.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
 
 
 def test_init_from_starts_from_the_weights_alone(tiny: Tiny) -> None:

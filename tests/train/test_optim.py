@@ -51,6 +51,23 @@ def test_orthogonalized_singular_values_are_about_one(shape: tuple[int, ...]) ->
     assert (values > 0.6).double().mean() > 0.85
 
 
+@pytest.mark.parametrize("kv_heads", [1, 2])
+def test_only_the_attention_matrix_is_three(kv_heads: int) -> None:
+    """Its queries, keys and values get updates of singular values near 1; an MLP of the same shape is one matrix."""
+    config = ModelConfig(n_layer=1, n_head=2, n_kv_head=kv_heads, n_embd=8, n_inner=24, context_length=8, vocab_size=16)
+    model = GPT(config)
+    model.init_weights(0)
+    matrices = model.h[0].attn.c_attn.weight, model.h[0].mlp.c_fc.weight
+    before = [m.detach().clone() for m in matrices]
+    generator = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=generator)
+    make_optimizer(model, OptimBlock(name="muon", muon_lr=1.0, weight_decay=0.0), model.hidden_matrices()).step()
+    attention, mlp = (m.detach() - b for m, b in zip(matrices, before, strict=True))
+    for part in (*attention.split([8, 4 * kv_heads, 4 * kv_heads]), mlp / 3**0.5):
+        assert (torch.linalg.svdvals(part) - 1).abs().max() < 0.4
+
+
 def test_muon_treats_query_key_and_value_as_three_matrices() -> None:
     m = model()
     optimizer = make_optimizer(m, OptimBlock(name="muon", weight_decay=0.0), m.hidden_matrices())
@@ -122,6 +139,16 @@ def plan(**optim: object) -> TrainPlan:
 )
 def test_schedule_table(optim: dict, step: int, expected: float) -> None:
     assert lr_factor(plan(**optim), step, step * 10) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("length", [{"max_steps": 100, "max_tokens": None}, {"max_tokens": 1000, "max_steps": None}])
+@pytest.mark.parametrize("warmup", [{"warmup_steps": 20}, {"warmup_tokens": 200}], ids=str)
+def test_after_its_warmup_a_schedule_falls_from_the_peak(length: dict, warmup: dict) -> None:
+    """Whatever units the warmup and the run's length have: steps of 10 tokens here."""
+    p = dataclasses.replace(plan(schedule="linear", min_lr_ratio=0.0, **warmup), **length)
+    factors = [lr_factor(p, step, 10 * step) for step in range(100)]
+    assert factors[:20] == pytest.approx([(i + 1) / 20 for i in range(20)])
+    assert factors[20:] == pytest.approx([1 - i / 80 for i in range(80)])
 
 
 def test_gpt3_schedule_is_counted_in_tokens() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from gptcli.config.schema import LoraBlock, ModelConfig
 from gptcli.errors import UserError
 from gptcli.model.convert.families import family_for
 from gptcli.model.convert.layouts import NANOGPT, Layout, places
-from gptcli.model.lora import LORA_A, LORA_B, NEW_ROWS
+from gptcli.model.lora import LORA_A, LORA_B, NEW_ROWS, Adapter
 
 PREFIX = "base_model.model."
 TOKENS = "token_adapter.trainable_tokens_delta"
@@ -47,7 +47,7 @@ def modules_of(layout: Layout, config: ModelConfig) -> Iterator[tuple[str, list[
 
 
 def to_peft(
-    config: ModelConfig, lora: LoraBlock, adapter: Mapping[str, Tensor], base: str
+    config: ModelConfig, lora: LoraBlock, adapter: Mapping[str, Tensor], new_ids: Sequence[int], base: str
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """adapter_config.json and the tensors. A layer of ours that is several of theirs (c_attn: q, k, v) gives each the
     same A and its own rows of B."""
@@ -61,9 +61,8 @@ def to_peft(
                 tensors[f"{name}.{LORA_A}.weight"], tensors[f"{name}.{LORA_B}.weight"] = a.clone(), part
             targets |= set(layout.inside[module.split(".", 2)[2]])
         if (new := left.pop(f"{module}.{NEW_ROWS}", None)) is not None:
-            assert config.vocab_size is not None
             tensors[f"{theirs[0]}.{TOKENS}"] = new
-            rows_of[layout.outside[module]] = list(range(config.vocab_size - len(new), config.vocab_size))
+            rows_of[layout.outside[module]] = list(new_ids)
     tensors |= {PREFIX + name: tensor for name, tensor in left.items()}
     tree = {
         **PLAIN,
@@ -81,26 +80,35 @@ def to_peft(
     return tree, tensors
 
 
-def from_peft(
-    config: ModelConfig, tree: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str
-) -> tuple[dict[str, Tensor], float]:
-    """The adapter under our names, and what its updates are multiplied by. Raises UserError for what is no plain
-    low-rank update of this model."""
+def from_peft(config: ModelConfig, tree: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Adapter:
+    """The adapter under our names. Raises UserError for what is no plain low-rank update of this model."""
     for key, plain in PLAIN.items():
         if tree.get(key) not in (plain, None):
             raise UserError(f"{where}: {key}: {tree[key]!r} is not supported, only {plain!r}")
-    out, left = {}, dict(tensors)
+    out, left, new_ids = {}, dict(tensors), list[int]()
     for module, theirs, rows in modules_of(layout_of(config), config):
         pairs = [(left.pop(f"{t}.{LORA_A}.weight", None), left.pop(f"{t}.{LORA_B}.weight", None)) for t in theirs]
         if any(a is not None for a, _ in pairs):
             out[f"{module}.{LORA_A}"], out[f"{module}.{LORA_B}"] = _joined(pairs, rows)
         if (new := left.pop(f"{theirs[0]}.{TOKENS}", None)) is not None:
             out[f"{module}.{NEW_ROWS}"] = new
+            new_ids = _ids_of_rows(tree.get("trainable_token_indices"), config, len(new), where)
     for name in [n for n in left if n.startswith(PREFIX) and ".lora_" not in n]:
         out[name.removeprefix(PREFIX)] = left.pop(name)
     if left:
         raise UserError(f"{where}: does not fit this model: unexpected tensor {min(left)!r} ({len(left)} too many)")
-    return out, tree["lora_alpha"] / (math.sqrt(tree["r"]) if tree.get("use_rslora") else tree["r"])
+    scale = tree["lora_alpha"] / (math.sqrt(tree["r"]) if tree.get("use_rslora") else tree["r"])
+    return Adapter(out, scale, new_ids)
+
+
+def _ids_of_rows(told: Any, config: ModelConfig, count: int, where: str) -> list[int]:
+    """peft names them once, or for each module; with us all modules have the same."""
+    ids = next(iter(told.values()), None) if isinstance(told, dict) else told
+    if not isinstance(ids, list) or len(ids) != count or not all(0 <= i < (config.vocab_size or 0) for i in ids):
+        raise UserError(f"{where}: trainable_token_indices: {count} ids of tokens are expected, one for each row")
+    if isinstance(told, dict) and any(other != ids for other in told.values()):
+        raise UserError(f"{where}: trainable_token_indices: the same tokens are expected for every module")
+    return ids
 
 
 def _joined(pairs: list[tuple[Tensor | None, Tensor | None]], rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
