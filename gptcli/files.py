@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,12 +43,23 @@ def _open_as_the_umask_says(folder: Path) -> None:
             path.chmod(mode)
 
 
-def publish_text(target: Path, text: str) -> None:
-    """The same for a file: written beside `target` under a hidden name first."""
+@contextlib.contextmanager
+def publishing(target: Path) -> Iterator[IO[str]]:
+    """A text file to write: beside `target` under a hidden name first, which nothing is left of if writing fails."""
     work = target.with_name(f".{target.name}.tmp")
-    work.write_text(text, "utf-8")
-    sync(work)
-    os.replace(work, target)
+    try:
+        with work.open("w", encoding="utf-8") as file:
+            yield file
+        sync(work)
+        os.replace(work, target)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
+
+
+def publish_text(target: Path, text: str) -> None:
+    with publishing(target) as file:
+        file.write(text)
 
 
 def sync_tree(folder: Path) -> None:

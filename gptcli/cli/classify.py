@@ -14,6 +14,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.checkpoint import open_checkpoint
 from gptcli.errors import UserError, nearest
+from gptcli.files import publishing
 
 if TYPE_CHECKING:
     from gptcli.api import LoadedModel
@@ -89,6 +90,7 @@ def evaluate_head(
     *,
     output: Path | None,
     skip_bad: bool,
+    limit: int | None,
     quiet: bool,
 ) -> dict[str, Any]:
     """Figures on labelled examples as a row; every prediction goes to `output`, a row of JSON each."""
@@ -97,11 +99,11 @@ def evaluate_head(
     if not data:
         raise UserError("--task finetune: needs --data, a file of examples")
     model = _task_model(loaded)
-    with output.open("w", encoding="utf-8") if output is not None else nullcontext() as file:
+    with publishing(output) if output is not None else nullcontext() as file:
         write: Callable[[dict[str, Any]], Any] = lambda row: None  # noqa: E731
         if file is not None:
             write = lambda row: file.write(jsonlib.dumps(row, ensure_ascii=False) + "\n")  # noqa: E731
-        found, skipped = evaluate_task(model, data, skip_bad=skip_bad, write=write)
+        found, skipped = evaluate_task(model, data, skip_bad=skip_bad, write=write, limit=limit)
     _report(skipped, quiet)
     labels = {"labels": list(model.task.labels)} if model.task.labels else {}
     return {"task": "finetune", "head": model.task.task, **found, **labels}
@@ -111,6 +113,9 @@ def head_table(row: dict[str, Any]) -> list[str]:
     """The figures for people."""
     names = ("accuracy", "f1", "matthews", "pearson", "spearman")
     lines = [f"{name:<14} {row[name]:.4f}" for name in names if name in row]
+    if "f1" in row:
+        of = f"of {row['labels'][1]}" if len(row["labels"]) == 2 else "mean of the labels"
+        lines[names.index("f1")] += f"  ({of})"
     if "confusion" in row:
         width = max(8, *(len(label) + 2 for label in row["labels"]))
         lines += ["", "true \\ said".ljust(width) + "".join(label.rjust(width) for label in row["labels"])]

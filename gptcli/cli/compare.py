@@ -57,6 +57,8 @@ def compare(
                 raise UserError(f"{side}: was measured already; --data, --num-fewshot and --limit are for checkpoints")
             sides.append(read_results(side))
         else:
+            if not side.exists():
+                raise UserError(f"{side}: no such file or checkpoint")
             if task is None:
                 raise UserError(f"{side}: is no file of results; say with --task what to measure")
             asked = Options(data=list(data or []), num_fewshot=num_fewshot, limit=limit, seed=seed or 0)

@@ -12,7 +12,7 @@ import typer
 from gptcli.cli import options
 from gptcli.cli.checkpoint import open_checkpoint
 from gptcli.cli.classify import SkipBad, evaluate_head, head_table
-from gptcli.cli.evaluate_show import progress, table, task_list
+from gptcli.cli.evaluate_show import progress, table, task_list, task_rows
 from gptcli.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,19 +84,28 @@ def evaluate(
     examples. All else: --list.
     """
     if list_tasks:
-        print("\n".join(task_list()))
+        print(jsonlib.dumps({"tasks": task_rows()}) if json else "\n".join(task_list()))
         return
     if normalize not in NORMALIZE:
         raise UserError(f"--normalize {normalize}: expected one of {', '.join(NORMALIZE)}")
-    if output is not None and not output.absolute().parent.is_dir():
-        raise UserError(f"{output}: the folder it should be in is missing")
+    if output is not None:
+        check_output(output, [*(data or []), *(examples or [])])
+    names = [name.strip() for name in task.split(",") if name.strip()]
+    not_asked = {
+        "--num-fewshot": num_fewshot, "--examples": examples, "--instruction": instruction,
+        "--max-new-tokens": max_new_tokens, "--normalize": normalize != "chars",
+    }  # fmt: skip
+    if not set(names) - {*ON_TEXT, "finetune"} and not harness:
+        refuse(task, not_asked | ({"--stride": stride, "--batch-tokens": batch_tokens} if task == "finetune" else {}))
+    if include is not None and not harness:
+        raise UserError("--include: is for --harness; a task file of your own is given to --task")
     if task == "finetune":
         loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
-        row = evaluate_head(loaded, data, output=output, skip_bad=skip_bad, quiet=quiet)
+        loaded = loaded.packed(int8=True) if int8 else loaded
+        row = evaluate_head(loaded, data, output=output, skip_bad=skip_bad, limit=limit, quiet=quiet)
         row |= {"checkpoint": str(loaded.path), "tokenizer": loaded.tokenizer.hash}
         print(jsonlib.dumps(row) if json else "\n".join(head_table(row)))
         return
-    names = [name.strip() for name in task.split(",") if name.strip()]
     if not harness:
         check_names(names, data or [])
 
@@ -128,6 +137,24 @@ def evaluate(
     if output is not None:
         write_results(output, found)
     print(jsonlib.dumps(results_tree(found, items=False)) if json else "\n".join(table(found)))
+
+
+def check_output(output: Path, inputs: list[str]) -> None:
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"{output}: the folder it should be in is missing")
+    if output.is_dir():
+        raise UserError(f"{output}: is a folder; name a file")
+    for spec in inputs:
+        path = Path(spec.partition("=")[2] or spec)
+        if output.exists() and path.exists() and output.samefile(path):
+            raise UserError(f"{output}: is what is read; name another file for the results")
+
+
+def refuse(task: str, given: dict[str, Any]) -> None:
+    """Options that say nothing to this task."""
+    for name, value in given.items():
+        if value:
+            raise UserError(f"{name}: has no meaning with --task {task}")
 
 
 def check_names(names: list[str], data: list[str]) -> None:

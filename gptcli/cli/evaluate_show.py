@@ -74,6 +74,16 @@ def task_list() -> list[str]:
     return lines
 
 
+def task_rows() -> list[dict[str, Any]]:
+    """The same for --json."""
+    from gptcli.eval.tasks import TASKS
+
+    return [
+        {"name": t.name, "about": t.about, "kind": t.kind, "data": t.data, "columns": [s.columns for s in t.shapes]}
+        for t in TASKS.values()
+    ]
+
+
 def shapes(task: Any) -> str:
     return " | ".join(", ".join(shape.columns) for shape in task.shapes)
 

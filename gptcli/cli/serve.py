@@ -53,6 +53,8 @@ def serve(
         from gptcli.serve.worker import ModelThread
     except ModuleNotFoundError as error:
         raise UserError(f"gpt serve needs {error.name}: pip install 'gptcli[serve]'") from None
+    if api_key == "":
+        raise UserError("--api-key, GPT_API_KEY: is empty (a variable that is not set?); leave it out to ask for none")
     logging.basicConfig(format="gpt: %(message)s", level=logging.WARNING, stream=sys.stderr)
 
     def load() -> LoadedModel:
@@ -67,7 +69,7 @@ def serve(
         loaded.engine,
         name,
         thread=thread,
-        api_key=api_key or None,
+        api_key=api_key,
         max_rows=max_rows,
         max_waiting=max_waiting,
         timeout=timeout,

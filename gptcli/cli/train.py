@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json as jsonlib
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +17,8 @@ from gptcli.errors import UserError
 
 if TYPE_CHECKING:
     from gptcli.config.schema import DataBlock, Recipe
+
+FIXED = ("init_from", "model", "tokenizer", "lora", "optim.name", "run.seed")  # of a run that is resumed
 
 Resume = Annotated[
     Path | None,
@@ -47,7 +51,8 @@ def training_verb(stage: str, help: str) -> Callable[..., None]:
         overrides += [f"run.seed={seed}"] if seed is not None else []
         overrides += [f"train.precision={precision}"] if precision is not None else []
         if dry_run:
-            overrides += ["train.max_steps=1", "train.max_tokens=null", "train.epochs=null", "run.name=dry-run"]
+            overrides += ["train.max_steps=1", "train.max_tokens=null", "train.epochs=null"]
+            overrides += ["run.name=dry-run"] if resume is None else []
         loaded = load_stage_recipe(stage, recipe, overrides, resume)
         if processes(nproc) > 1 and reads_stdin(loaded.data):
             raise UserError("data: - (stdin) goes to one process alone; write it to a file for several")
@@ -80,13 +85,31 @@ def load_stage_recipe(stage: str, recipe: str | None, overrides: list[str], resu
     """The recipe by name or path, or the one that the resumed run keeps."""
     from gptcli.config.load import load_recipe
 
-    if resume is not None:
-        run_dir = run_dir_of(resume)
-        overrides = [*overrides, f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
-        recipe = recipe or str(run_dir / "recipe.yaml")
-    if recipe is None:
+    if resume is None and recipe is None:
         raise UserError(f"gpt {stage}: needs --recipe NAME|PATH (`gpt recipes` lists them) or --resume RUN")
-    return load_recipe(recipe, overrides, stage=stage)
+    if resume is None:
+        return load_recipe(str(recipe), overrides, stage=stage)
+    run_dir = run_dir_of(resume)
+    if moved := next((o for o in overrides if o.startswith(("run.dir=", "run.name="))), None):
+        raise UserError(f"--resume {resume}: keeps the run's name and place; leave out -s {moved}")
+    place = [f"run.dir={run_dir.parent}", f"run.name={run_dir.name}"]
+    kept = str(run_dir / "recipe.yaml")
+    resumed = load_recipe(recipe or kept, [*overrides, *place], stage=stage)
+    refuse_another_run(resume, load_recipe(kept, place, stage=stage), resumed)
+    return resumed
+
+
+def refuse_another_run(resume: Path, began: Recipe, now: Recipe) -> None:
+    """What makes a run this run: going on with another would be neither."""
+    for dotted in FIXED:
+        before, after = attrgetter(dotted)(began), attrgetter(dotted)(now)
+        if before != after:
+            is_block = dataclasses.is_dataclass(before) or dataclasses.is_dataclass(after)
+            change = "is another" if is_block else f"was {before}, not {after}"
+            raise UserError(
+                f"--resume {resume}: {dotted}: {change}; a resumed run keeps it. "
+                f"Start a new one from its weights: -s init_from={resume}"
+            )
 
 
 def run_dir_of(path: Path) -> Path:

@@ -56,6 +56,8 @@ def parse_example(task: str, row: dict[str, Any], *, labelled: bool = True) -> T
         rows = (tuple(parts),)
     if labelled and row.get("label") is None:
         raise UserError(_missing("label", row))
+    if isinstance(row.get("label"), str) and not row["label"].strip():
+        raise UserError("label: is empty")
     return TaskExample(rows, row.get("label"), row.get("id"))
 
 
@@ -80,6 +82,8 @@ def _choices(row: dict[str, Any]) -> list[str]:
 
 
 def _missing(column: str, row: dict[str, Any]) -> str:
+    if column in row:
+        return f"{column}: is null"
     hint = nearest(column, list(row)) or f"; it has {', '.join(row) or 'none'}"
     return f"no column {column!r}{hint} (data.columns maps other names)"
 

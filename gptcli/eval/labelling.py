@@ -18,6 +18,7 @@ from gptcli.errors import UserError
 from gptcli.eval.finetune import Prediction, TaskModel, figures
 
 STDIN = "-"
+BATCH = 64
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 T = TypeVar("T")
 
@@ -87,17 +88,23 @@ def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def evaluate_task(
-    model: TaskModel, specs: list[str], *, skip_bad: bool, write: Callable[[dict[str, Any]], None], batch_size: int = 64
+    model: TaskModel,
+    specs: list[str],
+    *,
+    skip_bad: bool,
+    write: Callable[[dict[str, Any]], None],
+    limit: int | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
-    """Predict every example of `specs`, give each as a row to `write`, and return the figures over those that have
-    labels, with what was skipped."""
+    """Predict every example of `specs` (the first `limit`), give each as a row to `write`, and return the figures over
+    those that have labels, with what was skipped."""
     task = model.task
     reader = ExampleReader(specs, task.parse, skip_bad=skip_bad, advice=" (--skip-bad leaves such lines out)")
     probabilities: list[list[float]] = []
     truth: list[float] = []
     n = 0
     items = (Item(example.place, "", example.value) for example in reader)
-    for item, found in label(model, _true_labels(items, task, reader.bad), batch_size, reader.bad):
+    chosen = itertools.islice(_true_labels(items, task, reader.bad), limit)
+    for item, found in label(model, chosen, BATCH, reader.bad):
         n += 1
         row = {"id": n if item.value.id is None else item.value.id, **found.row(task)}
         if item.value.label is not None:

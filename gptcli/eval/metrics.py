@@ -25,9 +25,10 @@ def f1_scores(confusion: np.ndarray) -> np.ndarray:
 
 
 def f1(confusion: np.ndarray) -> float:
-    """Of two classes that of the second, the positive one, as GLUE counts it; of more, their mean."""
-    scores = f1_scores(confusion)
-    return float(scores[1] if len(scores) == 2 else scores.mean())
+    """Of two classes that of the second, the positive one, as GLUE counts it; of more, the mean of those that are there
+    or were predicted, as scikit-learn's macro average."""
+    scores, seen = f1_scores(confusion), confusion.sum(0) + confusion.sum(1) > 0
+    return float(scores[1] if len(scores) == 2 else scores[seen].mean())
 
 
 def matthews(confusion: np.ndarray) -> float:

@@ -49,7 +49,10 @@ def read_task(path: Path) -> Task:
     if not path.is_file():
         raise UserError(f"--task {path}: no such file")
     if path.suffix == ".py":
-        task = runpy.run_path(str(path)).get("task")
+        try:
+            task = runpy.run_path(str(path)).get("task")
+        except (Exception, SystemExit) as error:
+            raise UserError(f"{path}: cannot be run ({type(error).__name__}: {error})") from error
         if not isinstance(task, Task):
             raise UserError(f"{path}: must set `task` to a gptcli.eval.task.Task")
         return task
@@ -61,8 +64,9 @@ def read_task(path: Path) -> Task:
         raise UserError(f"{path}: kind choice needs either choices or choices_from")
     if spec.kind == "generate" and bool(spec.target) == bool(spec.target_from):
         raise UserError(f"{path}: kind generate needs either target or target_from")
+    columns = _columns(spec, path)
     return Task(
-        spec.name, spec.about, spec.kind, (Shape(_columns(spec, path), lambda row: _item(spec, row)),),
+        spec.name, spec.about, spec.kind, (Shape(columns, lambda row: _item(spec, columns, row)),),
         _beside(path, spec.data), _beside(path, spec.examples), num_fewshot=spec.num_fewshot, separator=spec.separator,
         until=tuple(spec.until), max_new_tokens=spec.max_new_tokens, metric=BY_NAME[spec.metric],
     )  # fmt: skip
@@ -83,9 +87,13 @@ def _columns(spec: TaskFile, path: Path) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def _item(spec: TaskFile, row: Row) -> Item:
+def _item(spec: TaskFile, columns: Sequence[str], row: Row) -> Item:
+    if empty := [name for name in columns if row[name] is None]:
+        raise ValueError(f"{empty[0]} is null")
     context = spec.context.format_map(row)
     if spec.kind == "text":
+        if not context.strip():
+            raise ValueError("the text is empty")
         return Item(((context, ""),), words=len(context.split()), bytes=len(context.encode()))
     if spec.kind == "word":
         return word_item(context, (spec.target or "").format_map(row))
@@ -93,6 +101,8 @@ def _item(spec: TaskFile, row: Row) -> Item:
         answers = row[spec.target_from] if spec.target_from else [(spec.target or "").format_map(row)]
         return answer_item(context, [answers] if isinstance(answers, str) else list(answers))
     choices = row[spec.choices_from] if spec.choices_from else [choice.format_map(row) for choice in spec.choices]
+    if not isinstance(choices, list) or len(choices) < 2:
+        raise ValueError(f"{spec.choices_from or 'choices'}: expected a list of two choices or more")
     return choice_item(context, choices, _number(row[spec.gold or ""], choices), delimiter=" " if context else "")
 
 
@@ -102,4 +112,6 @@ def _number(gold: Any, choices: Sequence[str]) -> int:
         return list(choices).index(gold)
     if isinstance(gold, str) and len(gold) == 1 and gold in string.ascii_uppercase:
         return string.ascii_uppercase.index(gold)
+    if isinstance(gold, float) and gold != int(gold):
+        raise ValueError(f"{gold} is no number of a choice")
     return int(gold)

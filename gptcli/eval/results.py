@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gptcli.errors import UserError
+from gptcli.files import publish_text
 
 FORMAT = "gptcli-eval"
 FORMAT_VERSION = 1
@@ -123,7 +124,7 @@ def results_tree(results: Sequence[Result], *, items: bool) -> dict[str, Any]:
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """The file of `gpt eval -o`, items and all."""
     try:
-        path.write_text(json.dumps(results_tree(results, items=True), ensure_ascii=False, indent=1) + "\n", "utf-8")
+        publish_text(path, json.dumps(results_tree(results, items=True), ensure_ascii=False, indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
 

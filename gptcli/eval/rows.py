@@ -87,25 +87,30 @@ def _item(task: Task, where: str, row: Row) -> Item:
 
 @dataclass(frozen=True)
 class Shots:
-    """What comes before each context: an instruction, and k solved examples, drawn anew for every item by the seed."""
+    """What comes before each context: an instruction, and k solved examples, drawn anew for every item by the seed. An
+    item is never among its own examples."""
 
     examples: list[Placed]
     k: int
     seed: int
     separator: str
     instruction: str = ""
-    same: bool = False  # the examples are the items themselves: an item is none of its own
 
-    def __post_init__(self) -> None:
-        have = len(self.examples) - self.same
-        if self.k > have:
-            raise UserError(f"--num-fewshot {self.k}: there are only {max(0, have)} examples to draw from")
-
-    def before(self, number: int, id: str) -> str:
-        """The text before item `number`, separators and all."""
+    def before(self, number: int, asked: Item) -> str:
+        """The text before item `number` of all the data, separators and all. Raises UserError where the others are
+        fewer than k."""
         parts = [self.instruction] if self.instruction else []
-        if self.k:
-            order = Permutation(len(self.examples), derive(self.seed, "fewshot", number))
-            drawn = [self.examples[i] for i in order[np.arange(self.k + self.same)]]
-            parts += [e.item.solved for e in drawn if not (self.same and e.id == id)][: self.k]
+        parts += [example.solved for example in self._drawn(number, asked)]
         return "".join(part + self.separator for part in parts)
+
+    def _drawn(self, number: int, asked: Item) -> list[Item]:
+        order, n = Permutation(max(1, len(self.examples)), derive(self.seed, "fewshot", number)), len(self.examples)
+        drawn: list[Item] = []
+        for first in range(0, n if self.k else 0, self.k + 1):
+            some = (self.examples[i].item for i in order[np.arange(first, min(n, first + self.k + 1))])
+            drawn += [item for item in some if item != asked]
+            if len(drawn) >= self.k:
+                break
+        if len(drawn) < self.k:
+            raise UserError(f"--num-fewshot {self.k}: there are only {len(drawn)} examples to draw from")
+        return drawn[: self.k]

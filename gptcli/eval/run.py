@@ -49,9 +49,11 @@ class Subject:
 
 def run_task(task: Task, subject: Subject, options: Options, advance: Advance = lambda _: None) -> Result:
     """Raises UserError for data that do not fit the task."""
-    placed = read_items(task, options.data, limit=options.limit)
-    shots = make_shots(task, placed, options)
-    heads = [shots.before(number, p.id) for number, p in enumerate(placed)]
+    placed = everything = read_items(task, options.data, limit=options.limit)
+    if options.limit is not None and shots_asked(task, options):
+        everything = read_items(task, options.data)  # so that each item is asked as it is without a limit
+    shots, number = make_shots(task, everything, options), {p.id: i for i, p in enumerate(everything)}
+    heads = [shots.before(number[p.id], p.item) for p in placed]
     measure = {"choice": _choice, "text": _text, "generate": _generate}.get(task.kind, _word)
     rows, requests, corpus = measure(task, placed, heads, subject.scorer, options, advance)
     items: list[dict[str, Any]] = [{"id": p.id, **row} for p, row in zip(placed, rows, strict=True)]
@@ -104,13 +106,16 @@ def run_perplexity(texts: Sequence[str], subject: Subject, options: Options, adv
     )
 
 
-def make_shots(task: Task, placed: list[Placed], options: Options) -> Shots:
+def make_shots(task: Task, everything: list[Placed], options: Options) -> Shots:
     """Examples from --examples, else the task's own, else the other items of the data given."""
-    k = task.num_fewshot if options.num_fewshot is None else options.num_fewshot
     own = [task.examples] if task.examples and not options.data else []
-    specs = options.examples or own
-    examples = placed if not k or not specs else read_items(task, specs)
-    return Shots(examples, k, options.seed, task.separator, options.instruction, same=bool(k) and not specs)
+    specs, k = options.examples or own, shots_asked(task, options)
+    examples = everything if not k or not specs else read_items(task, specs)
+    return Shots(examples, k, options.seed, task.separator, options.instruction)
+
+
+def shots_asked(task: Task, options: Options) -> int:
+    return task.num_fewshot if options.num_fewshot is None else options.num_fewshot
 
 
 def prompt_hash(requests: Iterable[Any]) -> str:

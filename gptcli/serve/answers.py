@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
+from gptcli.errors import UserError
 from gptcli.generate import Completion, Engine
 from gptcli.generate.completions import logprob_score
 from gptcli.serve.errors import describe, error_body
@@ -22,7 +23,7 @@ from gptcli.serve.formats import ChatFormat, CompletionFormat, Format, reason_of
 from gptcli.serve.logprobs import TokenView
 from gptcli.serve.schemas import ChatRequest, CompletionRequest
 from gptcli.serve.worker import Call, Event, Job, Worker
-from gptcli.tokenizer.chat_template import chat_stop, encode_chat
+from gptcli.tokenizer.chat_template import chat_stop, encode_chat, special_in
 
 T = TypeVar("T")
 
@@ -91,7 +92,11 @@ class Answers:
 
     def _chat_jobs(self, body: ChatRequest) -> list[Job]:
         tokenizer = self._reader.require_tokenizer()
-        ids = encode_chat(tokenizer, [message.plain() for message in body.messages])
+        messages = [message.plain() for message in body.messages]
+        for number, message in enumerate(messages):
+            if tokenizer.chat_template is not None and (token := special_in(tokenizer, message["content"])):
+                raise UserError(f"messages[{number}].content: holds {token}, which would be read as that token")
+        ids = encode_chat(tokenizer, messages)
         ids = self._reader.encode_prompt(ids)
         limit = body.limit(len(ids), self.context_length)
         params = body.sampling(limit, secrets.randbits(63), chat_stop(tokenizer))

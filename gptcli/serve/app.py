@@ -91,7 +91,7 @@ def create_app(
     async def models() -> Response:
         return JSONResponse({"object": "list", "data": [card]})
 
-    @app.get("/v1/models/{model}", responses=ERRORS, response_model=ModelCard, dependencies=key)
+    @app.get("/v1/models/{model:path}", responses=ERRORS, response_model=ModelCard, dependencies=key)
     async def one_model(model: str) -> Response:
         check_name(model)
         return JSONResponse(card)

@@ -50,7 +50,8 @@ class Gate:
         """In a time that does not tell how much of a guess was right."""
         assert self.api_key is not None
         given = dict(scope["headers"]).get(b"authorization", b"")
-        return hmac.compare_digest(given, b"Bearer " + self.api_key.encode())
+        scheme, _, key = given.partition(b" ")
+        return hmac.compare_digest(key, self.api_key.encode()) and scheme.lower() == b"bearer"
 
     async def _read(self, receive: Receive) -> bytes | None:
         """The body; None if it is too large. That one is read to its end all the same, because a client that is

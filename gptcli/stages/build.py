@@ -92,6 +92,8 @@ def trainable(
     model = model_of(config, weights, device=runtime.device).train()
     if recipe.lora is not None:
         add_lora(model, recipe.lora, recipe.run.seed, new_tokens=new_tokens)
+        if not any(p.requires_grad for p in model.parameters()):
+            raise UserError("lora.targets: is empty, and there is no new head or token: nothing would be trained")
     return model
 
 

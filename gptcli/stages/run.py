@@ -90,6 +90,8 @@ class TrainingRun:
             self.plan.progress(self.state.step, self.state.tokens_seen),
         )
         self._tokens_before, self._aside = self.state.tokens_seen, 0.0
+        if self.plan.is_done(self.state.step, self.state.tokens_seen):
+            self.console.say(f"the run has had all of its {self.state.step:,} steps (-s train.max_steps=N: more)")
         try:
             with self.console:
                 self._train()

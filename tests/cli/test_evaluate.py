@@ -56,6 +56,33 @@ def test_the_cost_of_int8_is_measured_before_anything_is_packed(trained: Path) -
     assert found["perplexity_unpacked"] == pytest.approx(plain["perplexity"]) != found["perplexity"]
 
 
+def test_results_never_take_the_place_of_what_is_read(trained: Path) -> None:
+    rows = (trained / "rows.jsonl").read_bytes()
+    for spec in ("rows.jsonl", "blimp=rows.jsonl", "./rows.jsonl"):
+        done = gpt("eval", "--task", "blimp", "--data", spec, "-o", "rows.jsonl", "-q", cwd=trained)
+        assert (done.code, "is what is read" in done.err) == (2, True)
+    assert gpt("eval", "--task", "blimp", "--data", "rows.jsonl", "-o", "runs", cwd=trained).err.endswith(
+        "name a file\n"
+    )
+    assert (trained / "rows.jsonl").read_bytes() == rows
+
+
+def test_options_that_say_nothing_are_refused(trained: Path) -> None:
+    for arguments, words in (
+        (("--data", "text.txt", "--num-fewshot", "3"), "--num-fewshot: has no meaning with --task perplexity"),
+        (("--data", "text.txt", "--instruction", "x"), "--instruction: has no meaning with --task perplexity"),
+        (("--task", "finetune", "--stride", "3"), "--stride: has no meaning with --task finetune"),
+        (("--task", "blimp", "--include", "x"), "--include: is for --harness"),
+    ):
+        done = gpt("eval", *arguments, cwd=trained)
+        assert (done.code, words in done.err) == (2, True), done.err
+
+
+def test_the_list_as_one_object() -> None:
+    (row,) = [t for t in gpt("eval", "--list", "--json").json()["tasks"] if t["name"] == "hellaswag"]
+    assert row["kind"] == "choice"
+
+
 def test_a_score_is_what_eval_says(trained: Path) -> None:
     text = "line 7: the square of 7 is 49, and then some é more.\n" * 3
     (trained / "s.txt").write_text(text)

@@ -391,10 +391,28 @@ def test_dry_run_writes_nothing(tiny: Tiny) -> None:
 
 
 def test_a_dry_run_of_a_recipe_of_epochs(trained: Path, tmp_path: Path) -> None:
-    (tmp_path / "t.jsonl").write_text("".join(f'{{"text": "{c * 5}", "label": "{c}"}}\n' for c in "ab" * 20))
-    given = ("-s", f"init_from={trained}/runs/tiny", "-s", "data.train=[t.jsonl]", "-s", "data.val_fraction=0.5")
-    done = gpt("finetune", "-r", "finetune-classification", *given, "-s", "data.val=[]", "--dry-run", cwd=tmp_path)
+    rows = [{"text": "ab"[i % 2] * (i % 9 + 1), "label": "ab"[i % 2], "id": i} for i in range(40)]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = ("-s", f"init_from={trained}/runs/tiny", "-s", "data.train=[t.jsonl]")
+    done = gpt("finetune", "-r", "finetune-classification", *given, "--dry-run", cwd=tmp_path)
     assert (done.code, sorted(p.name for p in tmp_path.iterdir())) == (0, ["t.jsonl"]), done.err
+
+
+def test_a_resume_keeps_what_makes_the_run_this_run(trained: Path) -> None:
+    before = (trained / "runs/tiny/recipe.yaml").read_bytes()
+    for change, words in (
+        ("run.seed=5", "run.seed: was 1337, not 5"),
+        ("optim.name=muon", "optim.name: was adamw, not muon"),
+        ("model.n_layer=3", "model: is another"),
+        ("run.name=other", "keeps the run's name and place; leave out -s run.name=other"),
+    ):
+        done = gpt("pretrain", "--resume", "runs/tiny", "-s", change, "-q", cwd=trained)
+        assert (done.code, done.out) == (2, "")
+        assert words in done.err
+    assert "run.seed" in gpt("pretrain", "--resume", "runs/tiny", "--seed", "5", "-q", cwd=trained).err
+    assert (trained / "runs/tiny/recipe.yaml").read_bytes() == before
+    done = gpt("pretrain", "--resume", "runs/tiny", cwd=trained)
+    assert "the run has had all of its" in done.err
 
 
 def test_stdin_for_several_processes_is_refused(tiny: Tiny) -> None:

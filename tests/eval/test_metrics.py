@@ -18,6 +18,8 @@ def test_a_case_by_hand() -> None:
     assert confusion.tolist() == [[1, 1], [1, 2]]
     assert accuracy(confusion) == pytest.approx(0.6)
     assert f1(confusion) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    absent = confusion_matrix([0, 0, 1], [0, 1, 1], 4)  # two classes of four, as scikit-learn's macro average has it
+    assert f1(absent) == pytest.approx(2 / 3)
     assert matthews(confusion) == pytest.approx((2 * 1 - 1 * 1) / np.sqrt(3 * 3 * 2 * 2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import statistics
@@ -211,13 +212,13 @@ def placed(n: int) -> list[Placed]:
 @given(st.integers(1, 20), st.data(), st.integers(0, 99))
 def test_examples_are_distinct_others_decided_by_the_seed(n, data, seed):
     k = data.draw(st.integers(0, n - 1))
-    shots = Shots(placed(n), k, seed, "|", same=True)
+    shots = Shots(placed(n), k, seed, "|")
     for number in range(n):
-        head = shots.before(number, str(number))
+        head = shots.before(number, placed(n)[number].item)
         drawn = head.split("|")[:-1]
         assert len(set(drawn)) == len(drawn) == k
         assert f"<{number}>" not in drawn
-        assert head == Shots(placed(n), k, seed, "|", same=True).before(number, str(number))
+        assert head == Shots(placed(n), k, seed, "|").before(number, placed(n)[number].item)
 
 
 def test_examples_change_the_hash_and_come_from_where_they_are_said_to(subject, tmp_path):
@@ -235,7 +236,7 @@ def test_examples_change_the_hash_and_come_from_where_they_are_said_to(subject, 
     with pytest.raises(UserError, match="--num-fewshot 6: there are only 5 examples"):
         run_task(TASKS["arc_easy"], subject, Options(data=[file], num_fewshot=6))
     shots = Shots(placed(1), 1, 0, "\n", instruction="Do it.")
-    assert shots.before(0, "x") == "Do it.\n<0>\n"
+    assert shots.before(0, placed(2)[1].item) == "Do it.\n<0>\n"
 
 
 # ---- bad files --------------------------------------------------------------------------------------------------
@@ -294,6 +295,43 @@ def test_the_example_in_recipes(subject):
     item = read_items(task, [])[0].item
     assert item.pairs[0] == ("Question: Which month comes after January?\nAnswer:", " February")
     assert run_task(task, subject, Options(num_fewshot=2)).n == 12
+
+
+def test_a_limit_asks_the_same_of_fewer(subject, tmp_path):
+    """Its examples come from all of the data; and an item is none of its own, wherever the examples are read from."""
+    rows = [{"q": f"Q{i}", "a": f"w{i}"} for i in range(12)]
+    write(tmp_path, rows)
+    (tmp_path / "mine.yaml").write_text("name: mine\nkind: word\ndata: rows.jsonl\ncontext: '{q}'\ntarget: '{a}'\n")
+    task = read_task(tmp_path / "mine.yaml")
+    whole, part = (run_task(task, subject, Options(num_fewshot=3, limit=limit)) for limit in (None, 2))
+    assert part.items == whole.items[:2]
+    itself = Options(num_fewshot=11, limit=1, examples=[str(tmp_path / "rows.jsonl")])
+    assert run_task(task, subject, itself).n == 1
+    with pytest.raises(UserError, match="there are only 11 examples"):
+        run_task(task, subject, dataclasses.replace(itself, num_fewshot=12))
+
+
+@pytest.mark.parametrize(
+    ("keys", "row", "words"),
+    [
+        ("choices_from: o\ngold: a\n", {"q": None, "o": ["x", "y"], "a": 0}, "q is null"),
+        ("choices_from: o\ngold: a\n", {"q": "Q", "o": ["x"], "a": 0}, "o: expected a list of two choices"),
+        ("choices_from: o\ngold: a\n", {"q": "Q", "o": "ab", "a": 0}, "o: expected a list of two choices"),
+        ("choices_from: o\ngold: a\n", {"q": "Q", "o": ["x", "y"], "a": 0.7}, "0.7 is no number of a choice"),
+    ],
+)
+def test_rows_of_own_tasks_that_mean_nothing(keys, row, words, tmp_path):
+    write(tmp_path, [row])
+    (tmp_path / "mine.yaml").write_text(f"name: mine\nkind: choice\ndata: rows.jsonl\ncontext: '{{q}}'\n{keys}")
+    with pytest.raises(UserError, match=words):
+        read_items(read_task(tmp_path / "mine.yaml"), [])
+
+
+@pytest.mark.parametrize("text", ["1 / 0", "def (", "import sys; sys.exit(7)"])
+def test_a_task_in_python_that_fails_is_named(text, tmp_path):
+    (tmp_path / "mine.py").write_text(text)
+    with pytest.raises(UserError, match=r"mine\.py: cannot be run \("):
+        read_task(tmp_path / "mine.py")
 
 
 OWN = {

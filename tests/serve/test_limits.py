@@ -67,8 +67,9 @@ def test_the_key() -> None:
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
         assert client.get("/v1/models").status_code == 401
-        right = {"Authorization": "Bearer sésame".encode()}
-        assert client.post(COMPLETIONS, json=body, headers=right).status_code == 200
+        for scheme in ("Bearer", "bearer"):
+            right = {"Authorization": f"{scheme} sésame".encode()}
+            assert client.post(COMPLETIONS, json=body, headers=right).status_code == 200
         assert [client.get(path).status_code for path in ("/health", "/", "/openapi.json")] == [200] * 3
 
 

@@ -273,6 +273,20 @@ def test_lora_keeps_new_tokens_where_the_vocabulary_is_larger_than_the_tokenizer
     assert list(told.values()) == [[257, 258, 259]]
 
 
+def test_predictions_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    make(tmp_path)("train.epochs=1")
+    run, dev, out = tmp_path / "runs/head", tmp_path / "dev.jsonl", tmp_path / "p.jsonl"
+    arguments = ("eval", "-c", run, "--task", "finetune", "-q", "--data")
+    assert gpt(*arguments, dev, "-o", out, "--limit", "7", "--json").json()["n"] == 7
+    assert len(out.read_text().splitlines()) == 7
+    before = dev.read_bytes()
+    assert gpt(*arguments, dev, "-o", dev).code == 2
+    assert gpt(*arguments, tmp_path / "none.jsonl", "-o", out).code == 2
+    assert (dev.read_bytes(), len(out.read_text().splitlines())) == (before, 7)
+    assert "accuracy" in gpt(*arguments, dev, "--int8", "--json").json()
+    assert "(of late)" in gpt(*arguments, dev).out  # whose F1
+
+
 def test_patience_ends_the_run_and_a_resume_does_not_go_on(tmp_path: Path) -> None:
     run = make(tmp_path)
     hopeless = ("train.epochs=50", "train.patience=2", "optim.lr=0.3")

@@ -104,7 +104,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tiny: Tiny) -> None:
 
 def test_weights_that_are_no_numbers_are_never_saved(tiny: Tiny) -> None:
     """Between two looks at the loss, or where none is taken."""
-    with pytest.raises(GptError, match=r"step 2: there are weights that are no finite numbers; no checkpoint was saved"):
+    with pytest.raises(GptError, match=r"step 2: there are weights that are no finite .*; no checkpoint was saved"):
         tiny.train(
             "optim.lr=1e30", "optim.grad_clip=0", "optim.warmup_steps=0", "train.log_every=0", "train.save_every=2"
         )
