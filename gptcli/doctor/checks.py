@@ -18,6 +18,7 @@ from gptcli.doctor import gradients
 from gptcli.doctor.subject import Subject, make_batch, split_batch, uneven_batch
 from gptcli.errors import UserError
 from gptcli.exchange.transfer import export_hugging_face, import_model
+from gptcli.generate.native import NativeDecode, suits
 from gptcli.model import GPT
 from gptcli.model.kv_cache import KVCache
 from gptcli.modeldir import load_model, open_model_dir, save_model
@@ -80,6 +81,19 @@ def cached(subject: Subject) -> float:
     cache = KVCache(subject.config, 2, subject.length, device=subject.device)
     pieces = tokens.split([half, 1, 1, subject.length - half - 2], dim=1)
     return gap(torch.cat([subject.model(piece, cache=cache).logits for piece in pieces], 1), subject.logits(tokens))
+
+
+@check("native", tolerance=ROUNDING)
+def native(subject: Subject) -> float:
+    """Logits of native.c, by which a CPU decodes, after rows of different lengths, against those of whole rows."""
+    if not suits(subject.model, torch.float32):
+        raise NotHere("decodes by torch here: native.c is for fp32 on a CPU, where there is a C compiler")
+    tokens, T = subject.tokens(3), subject.length
+    cache, lengths = KVCache(subject.config, 3, T), (1, T // 2, T - 1)
+    for row, length in enumerate(lengths):
+        subject.model(tokens[row : row + 1, :length], cache=cache.rows(row, row + 1))
+    ours = NativeDecode(subject.model)([int(tokens[row, n]) for row, n in enumerate(lengths)], cache)
+    return gap(ours, torch.stack([subject.logits(tokens)[row, n] for row, n in enumerate(lengths)]))
 
 
 @check("packed", tolerance=ROUNDING)

@@ -1,4 +1,4 @@
-"""Ten faults, one for each promise: what a slip of the pen in the package would be, put there by monkeypatching."""
+"""Faults, one for each promise: what a slip of the pen in the package would be, put there by monkeypatching."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from gptcli import modeldir
 from gptcli.dist.runtime import Runtime
 from gptcli.doctor import gradients
 from gptcli.exchange import transfer
+from gptcli.generate import native
 from gptcli.model import gpt
 from gptcli.train.optim import Optimizers
 
@@ -33,6 +34,16 @@ def wrap(patch: Patch, owner: Any, name: str, around: Callable[..., Any]) -> Non
     """Replace owner.name by `around(what it was, *arguments)`."""
     right = getattr(owner, name)
     patch.setattr(owner, name, lambda *a, **k: around(right, *a, **k))
+
+
+@fault_in("native")
+def native_divides_scores_by_another_root(patch: Patch) -> None:
+    def described(right: Any, *given: Any) -> Any:
+        found = right(*given)
+        found.attention_scale /= 2
+        return found
+
+    wrap(patch, native, "_model", described)
 
 
 @fault_in("cached")

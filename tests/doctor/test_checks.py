@@ -64,7 +64,7 @@ def test_other_shapes_pass_or_say_why_not(config: ModelConfig, tmp_path: Path) -
 
 def test_there_is_a_fault_for_every_check() -> None:
     assert FAULTS.keys() == CHECKS.keys()
-    assert len(FAULTS) == 10
+    assert len(FAULTS) == 11
 
 
 @pytest.mark.parametrize("name", QUICK)
