@@ -150,7 +150,10 @@ class _Reader:
         if window_start(length, self.limit) != window_start(length - 1, self.limit):
             return self.begin(beams)
         self.cache.select(parents)
-        return self._forward(torch.tensor([[b.ids[-1]] for b in beams], device=self.engine.device))
+        last = [b.ids[-1] for b in beams]
+        if self.engine.native is not None:
+            return self.engine.native(last, self.cache)
+        return self._forward(torch.tensor(last, device=self.engine.device)[:, None])
 
     def _forward(self, tokens: Tensor) -> Tensor:
         output = self.engine.model(tokens, cache=self.cache, last_only=True)

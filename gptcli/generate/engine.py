@@ -69,6 +69,11 @@ class Engine:
         self._processors: OrderedDict[str, Processors] = OrderedDict()
         self._decode: Decode | None = GraphDecode(model, dtype) if self.device.type == "cuda" else self._native()
 
+    @property
+    def native(self) -> NativeDecode | None:
+        """The step in C, where it is that."""
+        return self._decode if isinstance(self._decode, NativeDecode) else None
+
     def _native(self) -> NativeDecode | None:
         return NativeDecode(self.model, self.dtype) if suits(self.model, self.dtype) else None
 
@@ -78,9 +83,9 @@ class Engine:
         return Scheduler(self.model, max_rows=max_rows, dtype=self.dtype, decode=self._decode)
 
     def pack(self, *, int8: bool = False, compile: bool = False) -> None:
-        """Bring the models into the form that generates fastest (pack.py), or that in int8, or compile the step. A
-        compiled step reads fp32 weights as they are: its loops for a single row are faster than a layout."""
-        if int8 or not (compile or self._decode):
+        """Bring the models into the form that generates fastest, or that in int8, or compile the step. native.c and a
+        compiled step read fp32 weights as they are; else they get a layout of their own (pack.py)."""
+        if int8 or self.draft is not None or not (compile or self._decode):
             for model in (self.model, self.draft):
                 if model is not None:
                     pack(model, int8=int8)
@@ -94,7 +99,7 @@ class Engine:
         native.c, where it suits, is that already. Raises UserError where there is no compiler."""
         if self.device.type == "cuda":
             self._decode = GraphDecode(self.model, self.dtype, compiled=True)
-        elif not isinstance(self._decode, NativeDecode):
+        elif self.native is None:
             self._decode = CompiledDecode(self.model, self.dtype)
 
     def session(self, max_rows: int = MAX_ROWS) -> Session:

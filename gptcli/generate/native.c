@@ -19,8 +19,14 @@
 #else
 #define LANES 4
 #endif
+#define UNROLL _Pragma("GCC unroll 4")
 #define TILE 4 /* rows, and outputs, whose sums a product keeps in registers */
 #define WAIT_FOR_ALL _Pragma("omp barrier")
+#if defined __clang__ || __GNUC__ >= 12
+#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (__typeof__(int __attribute__((vector_size(16))))){__VA_ARGS__})
+#endif
 
 typedef float Vec __attribute__((vector_size(4 * LANES)));
 typedef float Quad __attribute__((vector_size(16)));
@@ -36,7 +42,8 @@ typedef struct {
 } Block;
 
 typedef struct {
-    long n_layer, n_head, kv_heads, n_embd, inner, vocab_size, slots, threads;
+    long n_layer, n_head, kv_heads, n_embd, inner, vocab_size, slots;
+    long threads;
     long activation, post_norm, rmsnorm, qk_norm;
     double norm_eps, attention_scale, embedding_scale;
     const float *wte, *positions, *rope_cos, *rope_sin, *alibi_slopes, *ln_f, *ln_f_bias, *head;
@@ -52,8 +59,9 @@ typedef struct {
 
 typedef struct {
     const Model *model;
-    long rows, spread; /* spread: floats in each thread's part of work */
-    float *x, *normed, *added, *y, *qkv, *inner, *logits, *work;
+    long rows;
+    long *tokens, *positions;
+    float *x, *normed, *added, *y, *qkv, *inner, *logits, *work; /* work: each thread's own */
 } Step;
 
 /* This thread's part [from, to) of n things, which are handed out `unit` at a time. */
@@ -71,32 +79,43 @@ static inline Vec load(const float *from) {
     return v;
 }
 
-static inline float total(Vec v) {
+static inline Quad folded(Vec v) {
     Quad part[LANES / 4];
     memcpy(part, &v, sizeof v);
     for (int i = 1; i < LANES / 4; i++) part[0] += part[i];
-    return (part[0][0] + part[0][1]) + (part[0][2] + part[0][3]);
+    return part[0];
+}
+
+/* The sums of four, which each add up as `total` does. */
+static inline Quad totals(const Vec *v) {
+    Quad a = folded(v[0]), b = folded(v[1]), c = folded(v[2]), d = folded(v[3]);
+    Quad ab = SHUFFLE(a, b, 0, 4, 1, 5) + SHUFFLE(a, b, 2, 6, 3, 7), cd = SHUFFLE(c, d, 0, 4, 1, 5) + SHUFFLE(c, d, 2, 6, 3, 7);
+    return SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
+}
+
+static inline float total(Vec v) {
+    Quad q = folded(v);
+    return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
 /* y[i][j] = x[i] . w[j] for i < rows, j < outputs, both at most TILE and known when this is compiled. */
 static inline __attribute__((always_inline)) void tile(
     int rows, int outputs, float *y, long y_stride, const float *x, long x_stride, const float *w, long K) {
-    Vec sum[TILE][TILE], b[TILE];
-    memset(sum, 0, sizeof sum);
+    Vec sum[TILE][TILE] = {0}, b[TILE];
     long k = 0;
     for (; k + LANES <= K; k += LANES) {
-        for (int j = 0; j < outputs; j++) b[j] = load(w + j * K + k);
-        for (int i = 0; i < rows; i++) {
+        UNROLL for (int j = 0; j < outputs; j++) b[j] = load(w + j * K + k);
+        UNROLL for (int i = 0; i < rows; i++) {
             Vec a = load(x + i * x_stride + k);
-            for (int j = 0; j < outputs; j++) sum[i][j] += a * b[j];
+            UNROLL for (int j = 0; j < outputs; j++) sum[i][j] += a * b[j];
         }
     }
-    for (int i = 0; i < rows; i++)
-        for (int j = 0; j < outputs; j++) {
-            float rest = total(sum[i][j]);
-            for (long t = k; t < K; t++) rest += x[i * x_stride + t] * w[j * K + t];
-            y[i * y_stride + j] = rest;
-        }
+    Quad whole[TILE];
+    UNROLL for (int i = 0; i < rows; i++) whole[i] = outputs == TILE ? totals(sum[i]) : (Quad){total(sum[i][0])};
+    for (; k < K; k++)
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < outputs; j++) whole[i][j] += x[i * x_stride + k] * w[j * K + k];
+    for (int i = 0; i < rows; i++) memcpy(y + i * y_stride, whole + i, outputs * sizeof(float));
 }
 
 /* y (rows, outputs) = x (rows, K) times w (outputs, K) transposed. */
@@ -122,6 +141,13 @@ static inline float exp_of(float x) {
     float scale;
     memcpy(&scale, &power, sizeof scale);
     return x < -87 ? 0 : p * scale;
+}
+
+static float largest(const float *values, long n) {
+    float most = -INFINITY;
+    #pragma omp simd reduction(max : most)
+    for (long i = 0; i < n; i++) most = values[i] > most ? values[i] : most;
+    return most;
 }
 
 static void normalise(
@@ -176,9 +202,7 @@ static void rotate(float *x, const float *cos, const float *sin, long half) {
 
 /* (e^(scores - their largest)) in place; their sum. */
 static float exponentials(float *scores, long n) {
-    float most = -INFINITY, sum = 0;
-    #pragma omp simd reduction(max : most)
-    for (long t = 0; t < n; t++) most = scores[t] > most ? scores[t] : most;
+    float most = largest(scores, n), sum = 0;
     #pragma omp simd reduction(+ : sum)
     for (long t = 0; t < n; t++) sum += scores[t] = exp_of(scores[t] - most);
     return sum;
@@ -194,6 +218,10 @@ static void attend(const Model *m, const Block *b, float *y, float *qkv, long ro
         float *turned = s < sharing ? q + s * D : k;
         if (m->qk_norm) normalise(turned, turned, D, NULL, NULL, 0, 1.1920929e-7f);
         if (m->rope_cos) rotate(turned, m->rope_cos + position * (D / 2), m->rope_sin + position * (D / 2), D / 2);
+    }
+    for (long i = 0; i < (position + 1) * D; i += 16) { /* the next head's, meanwhile: it is memory that is slow here */
+        __builtin_prefetch(keys + m->slots * D + i, 0, 2);
+        __builtin_prefetch(values + m->slots * D + i, 0, 2);
     }
     memcpy(keys + position * D, k, D * sizeof(float));
     memcpy(values + position * D, v, D * sizeof(float));
@@ -243,45 +271,45 @@ static float kth_largest(const float *values, long n, long k, float *heap) {
     return heap[0];
 }
 
-/* The token whose share of the cumulative distribution holds `uniform`, and its log-probability under the model. */
-static long draw(const float *logits, long V, long k, float temperature, float uniform, float *logprob, float *work) {
-    long best = 0, token = V - 1;
-    for (long i = 1; i < V; i++) best = logits[i] > logits[best] ? i : best;
-    float most = logits[best], least = temperature && k < V ? kth_largest(logits, V, k, work) : -INFINITY;
-    memcpy(work, logits, V * sizeof(float));
-    float every = logf(exponentials(work, V));
-    if (!temperature) {
-        *logprob = -every;
-        return best;
-    }
+/* The token whose share of the cumulative distribution holds `uniform`. work: 2 V */
+static long draw(const float *logits, long V, long k, float temperature, float uniform, float *work) {
+    float most = largest(logits, V), least = temperature == 0 ? most : k < V ? kth_largest(logits, V, k, work) : -INFINITY;
+    int *ids = (int *)(work + V);
+    long n = 0, token = 0;
+    for (int i = 0; i < V; i++) ids[n] = i, work[n] = logits[i], n += logits[i] >= least;
+    if (temperature == 0 || n == 0) return n ? ids[0] : V - 1;
     float sum = 0, before = 0;
-    for (long i = 0; i < V; i++) work[i] = logits[i] < least ? 0 : exp_of((logits[i] - most) / temperature);
-    for (long i = 0; i < V; i++) sum += work[i];
+    for (long i = 0; i < n; i++) work[i] = exp_of((work[i] - most) / temperature);
+    for (long i = 0; i < n; i++) sum += work[i];
     /* a number that rounds to 1 must not fall behind the last token that has any probability */
     float at = uniform * sum < sum ? uniform * sum : nextafterf(sum, 0);
-    for (long i = 0; i < V; i++)
-        if ((before += work[i]) > at) {
-            token = i;
-            break;
-        }
-    *logprob = logits[token] - most - every;
-    return token;
+    while (token < n - 1 && (before += work[token]) <= at) token++;
+    return ids[token];
 }
 
-/* One step's draws of this thread's rows. */
-static void draw_rows(long rows, long V, const float *logits, const Draws *d, long step, long *ids, float *logprobs, float *work) {
+/* Under the model itself, whatever the draw was from. work: V */
+static float logprob_of(long token, const float *logits, long V, float *work) {
+    memcpy(work, logits, V * sizeof(float));
+    return logits[token] - largest(logits, V) - logf(exponentials(work, V));
+}
+
+/* The draws of this thread's rows in one of the steps. */
+static void draw_rows(
+    const Draws *d, long step, long rows, const float *logits, long V, long *ids, float *logprobs, float *work) {
     long from, to;
     share(rows, 1, &from, &to);
-    for (long r = from, at = step * rows + from; r < to; r++, at++)
-        ids[at] = draw(logits + r * V, V, d->top_k[r], d->temperature[r], d->uniforms[at], logprobs + at, work);
+    for (long r = from, at = step * rows + from; r < to; r++, at++) {
+        ids[at] = draw(logits + r * V, V, d->top_k[r], d->temperature[r], d->uniforms[at], work);
+        if (logprobs) logprobs[at] = logprob_of(ids[at], logits + r * V, V, work);
+    }
 }
 
-/* A token for each row of logits (rows, V), and its log-probability under the model; -1 where memory is short. */
-long choose(long rows, long V, long threads, const Draws *draws, long *ids, float *logprobs, const float *logits) {
-    float *work = malloc(threads * V * sizeof(float));
+/* A token for each row of logits (rows, V); -1 where memory is short. */
+long choose(long rows, long V, long threads, const Draws *draws, long *ids, const float *logits) {
+    float *work = malloc(threads * 2 * V * sizeof(float));
     if (!work) return -1;
     #pragma omp parallel num_threads(threads)
-    draw_rows(rows, V, logits, draws, 0, ids, logprobs, work + omp_get_thread_num() * V);
+    draw_rows(draws, 0, rows, logits, V, ids, NULL, work + omp_get_thread_num() * 2 * V);
     free(work);
     return rows;
 }
@@ -316,7 +344,7 @@ static void add_linear(const Step *s, const float *in, long in_stride, long K, c
     WAIT_FOR_ALL
 }
 
-static void run_block(const Step *s, const Block *b, const long *positions) {
+static void run_block(const Step *s, const Block *b) {
     const Model *m = s->model;
     long C = m->n_embd, D = C / m->n_head, wide = (m->n_head + 2 * m->kv_heads) * D, from, to;
     if (!m->post_norm) normalise_rows(s, b->ln_1, b->ln_1_bias);
@@ -327,7 +355,7 @@ static void run_block(const Step *s, const Block *b, const long *positions) {
     for (long i = from; i < to; i++) {
         long r = i / m->kv_heads, head = i % m->kv_heads;
         float *y = s->y + r * C + head * (m->n_head / m->kv_heads) * D;
-        attend(m, b, y, s->qkv + r * wide, r, head, positions[r], s->work + omp_get_thread_num() * s->spread);
+        attend(m, b, y, s->qkv + r * wide, r, head, s->positions[r], s->work);
     }
     WAIT_FOR_ALL
     add_linear(s, s->y, C, C, b->attn_proj, b->attn_proj_bias);
@@ -346,60 +374,64 @@ static void run_block(const Step *s, const Block *b, const long *positions) {
     if (m->post_norm) normalise_rows(s, b->ln_2, b->ln_2_bias);
 }
 
-static void embed(const Step *s, const long *tokens, const long *positions) {
+static void embed(const Step *s) {
     const Model *m = s->model;
     long C = m->n_embd, from, to;
     share(s->rows, 1, &from, &to);
     for (long r = from; r < to; r++)
         for (long i = 0; i < C; i++) {
-            float place = m->positions ? m->positions[positions[r] * C + i] : 0;
-            s->x[r * C + i] = s->normed[r * C + i] = m->wte[tokens[r] * C + i] * (float)m->embedding_scale + place;
+            float place = m->positions ? m->positions[s->positions[r] * C + i] : 0;
+            s->x[r * C + i] = s->normed[r * C + i] = m->wte[s->tokens[r] * C + i] * (float)m->embedding_scale + place;
         }
     WAIT_FOR_ALL
 }
 
-static void forward(const Step *s, const long *tokens, const long *positions) {
+static void forward(const Step *s) {
     const Model *m = s->model;
     long from, to;
-    embed(s, tokens, positions);
-    for (long layer = 0; layer < m->n_layer; layer++) run_block(s, m->blocks + layer, positions);
+    embed(s);
+    for (long layer = 0; layer < m->n_layer; layer++) run_block(s, m->blocks + layer);
     if (!m->post_norm) normalise_rows(s, m->ln_f, m->ln_f_bias);
     share(m->vocab_size, LANES, &from, &to);
     linear(s, s->logits, m->vocab_size, s->normed, m->n_embd, m->head, NULL, m->n_embd, from, to);
     WAIT_FOR_ALL
 }
 
+static long whole_lines(long floats) { return (floats + 15) / 16 * 16; } /* of the cache: loads across two are slow */
+
 /* `steps` tokens for each row, or as many as until one of them ends a row; how many, or -1 where memory is short.
 
    tokens (rows) and positions (rows) go on from what they are. Into ids and logprobs (steps, rows), and the last step's
-   logits (rows, vocab_size). Without draws: one step, of which there are only logits. */
+   logits (rows, vocab_size). Without draws: one step, of which there are only logits. logprobs may be NULL. */
 long decode(
     const Model *m, long rows, long steps, long *tokens, long *positions, const Draws *draws, long *ids,
     float *logprobs, float *logits) {
-    long C = m->n_embd, sharing = m->n_head / m->kv_heads, V = m->vocab_size, done = 0, ended = 0;
-    long wide = C + 2 * m->kv_heads * (C / m->n_head), inner = m->inner * (m->activation == SWIGLU ? 2 : 1);
-    long spread = sharing * m->slots > V ? sharing * m->slots : V;
-    float *memory = malloc((rows * (4 * C + wide + inner) + m->threads * spread) * sizeof(float));
+    long C = m->n_embd, V = m->vocab_size, gated = m->activation == SWIGLU ? 2 : 1, done = 0, ended = 0;
+    long scores = m->n_head / m->kv_heads * m->slots, of_thread = whole_lines(scores > 2 * V ? scores : 2 * V);
+    long widths[] = {C, C, C, C, C + 2 * m->kv_heads * (C / m->n_head), m->inner * gated}, floats = m->threads * of_thread;
+    for (int i = 0; i < 6; i++) floats += whole_lines(rows * widths[i]);
+    float *memory = aligned_alloc(64, floats * sizeof(float));
     if (!memory) return -1;
-    Step step = {.model = m, .rows = rows, .spread = spread, .logits = logits};
-    float **parts[] = {&step.x, &step.normed, &step.added, &step.y, &step.qkv, &step.inner, &step.work};
-    long sizes[] = {C, C, C, C, wide, inner, 0};
-    float *next = memory;
-    for (int i = 0; i < 7; next += rows * sizes[i++]) *parts[i] = next;
 
     #pragma omp parallel num_threads(m->threads)
-    for (long n = 0; n < steps && !ended; n++) {
-        forward(&step, tokens, positions);
-        if (!draws) break;
-        draw_rows(rows, V, logits, draws, n, ids, logprobs, step.work + omp_get_thread_num() * spread);
-        WAIT_FOR_ALL
-        #pragma omp single
-        {
-            done = n + 1;
-            for (long r = 0; r < rows; r++) {
-                tokens[r] = ids[n * rows + r];
-                positions[r]++;
-                ended |= draws->ends[tokens[r]];
+    {
+        Step s = {.model = m, .rows = rows, .tokens = tokens, .positions = positions, .logits = logits};
+        float **parts[] = {&s.x, &s.normed, &s.added, &s.y, &s.qkv, &s.inner}, *next = memory;
+        for (int i = 0; i < 6; next += whole_lines(rows * widths[i++])) *parts[i] = next;
+        s.work = next + omp_get_thread_num() * of_thread;
+        for (long n = 0; n < steps && !ended; n++) {
+            forward(&s);
+            if (!draws) break;
+            draw_rows(draws, n, rows, logits, V, ids, logprobs, s.work);
+            WAIT_FOR_ALL
+            #pragma omp single
+            {
+                done = n + 1;
+                for (long r = 0; r < rows; r++) {
+                    tokens[r] = ids[n * rows + r];
+                    positions[r]++;
+                    ended |= draws->ends[tokens[r]];
+                }
             }
         }
     }

@@ -212,12 +212,15 @@ class Scheduler:
         left = min(row.request.params.max_new_tokens - row.new for row in rows)
         steps = min(left, self.limit - max(self._cache.lengths[: len(rows)]), self._decode.steps())
         ends = {end for row in rows for end in row.processors.ends}
-        ids, logprobs = self._decode.write([row.ids[-1] for row in rows], self._cache, self._drawing(rows, steps), ends)
-        return [
-            Token(row.request.key, token, logprob if row.request.logprobs else None, row.append(token))
-            for step in zip(ids, logprobs, strict=True)
-            for row, token, logprob in zip(rows, *step, strict=True)
-        ]
+        last, drawing = [row.ids[-1] for row in rows], self._drawing(rows, steps)
+        asked = [row.request.logprobs for row in rows]
+        ids, logprobs = self._decode.write(last, self._cache, drawing, ends, logprobs=any(asked))
+        tokens = []
+        for step, chosen in enumerate(ids):
+            told = logprobs[step] if logprobs is not None else [0.0] * len(rows)
+            for row, token, logprob, wanted in zip(rows, chosen, told, asked, strict=True):
+                tokens.append(Token(row.request.key, token, logprob if wanted else None, row.append(token)))
+        return tokens
 
     def _drawing(self, rows: Sequence[Row], steps: int = 1) -> Drawing:
         V, params = self.model.vocab_size, [row.processors.params for row in rows]
