@@ -85,7 +85,8 @@ def open_locked(path: Path) -> IO[bytes]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise UserError(f"{path}: another process is writing it") from None
+        where = path.parent if path.name[:1] == "." else path
+        raise UserError(f"{where}: another process is writing it") from None
     return file
 
 

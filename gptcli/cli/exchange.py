@@ -71,6 +71,8 @@ def export(
     from gptcli.cli.checkpoint import pick_checkpoint
     from gptcli.exchange.transfer import DTYPES, EXPORTS, refuse_unmerged
 
+    if checkpoint_ is not None and checkpoint is not None:
+        raise UserError(f"-c {checkpoint}: and {checkpoint_} is named too; name one checkpoint")
     if format not in EXPORTS:
         raise UserError(f"--format {format}: expected {' or '.join(EXPORTS)}")
     if dtype is not None and dtype not in DTYPES:

@@ -72,6 +72,9 @@ def _wait(workers: list[subprocess.Popen[bytes]]) -> int:
         codes = [worker.returncode for worker in workers if worker.returncode]
         if codes and failed_at is None:
             failed_at, status = time.monotonic(), codes[0]
+            killed = [rank for rank, worker in enumerate(workers) if worker.returncode == -signal.SIGKILL]
+            for rank in killed:
+                print(f"gpt: process {rank} was killed (out of memory?)", file=sys.stderr)
         if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
             for worker in workers:
                 worker.kill()

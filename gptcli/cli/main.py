@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import os
 import sys
 import traceback
@@ -78,9 +79,12 @@ def main() -> NoReturn:
         os.environ["GPT_DEBUG"] = "1"
         sys.argv.remove("--debug")
     keep_freed_memory()
-    for name in ("stdout", "stderr"):  # closed by the shell (>&-)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):  # closed by the shell (>&-)
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # where a terminal is not UTF-8
     try:
         _run_verb()
         sys.stdout.flush()
@@ -99,8 +103,9 @@ def main() -> NoReturn:
         _complain(error)
         _leave(error.exit_code)
     except Exception as error:
-        if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error of typer's
-            error.show()
+        if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # a usage error of typer's
+            verb = getattr(getattr(error, "ctx", None), "command_path", "gpt")
+            _complain(UserError(f"{' '.join(error.format_message().split())} (`{verb} --help`)"))
             _leave(error.exit_code)
         if os.environ.get("GPT_DEBUG"):
             raise
@@ -130,6 +135,8 @@ def _run_verb() -> None:
 def _translate(error: Exception) -> Exception:
     if isinstance(error, OSError) and error.strerror:
         return GptError(f"{error.filename or 'system'}: {error.strerror}")
+    if "gloo" in str(error) or "NCCL" in str(error):  # what torch says when another process is gone
+        return GptError("another process of this run has ended; once that is mended, go on with --resume RUN")
     return GptError(f"internal error: {type(error).__name__}: {error} (run with --debug for the traceback)")
 
 

@@ -55,7 +55,7 @@ def tokenize(
         raise UserError("gpt tokenize SOURCE: needs -o DIR; without a SOURCE it filters stdin's lines")
     from gptcli.data.shards import Corpus, write_tokens
 
-    if out.exists() and not (out / "meta.json").is_file():
+    if out.exists() and not (out / "meta.json").is_file() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out}: exists and is not a tokenized directory; choose another -o")
     corpus = Corpus(source=source, val_fraction=val_fraction, split=split, text_key=text_key, skip_bad=skip_bad)
     with _counter(quiet) as advance:
@@ -68,6 +68,7 @@ def tokenize(
             advance=advance,
         )
     row = summary(made.meta, corpus.skipped)
+    row["documents"] -= corpus.cut_one
     for reason in corpus.skipped:
         _say(f"skipped {reason}", quiet)
     if json:

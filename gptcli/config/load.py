@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import types
 import typing
 from collections.abc import Iterable
@@ -18,7 +19,7 @@ from gptcli.config.validate import validate
 from gptcli.errors import UserError, nearest
 
 T = TypeVar("T")
-LENGTHS = ("max_steps", "max_tokens", "epochs")  # of a run, of which it has one
+ALTERNATIVES = {"train": ("max_steps", "max_tokens", "epochs"), "reward": ("checkpoint", "function")}  # by block
 
 
 def load_recipe(name_or_path: str, overrides: typing.Sequence[str] = (), *, stage: str | None = None) -> Recipe:
@@ -77,14 +78,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def apply_overrides(tree: dict[str, Any], overrides: Iterable[str]) -> None:
-    """Put each key.sub=value into plain data. A length of the run takes the place of one in another unit."""
+    """Put each key.sub=value into plain data. Of keys that stand for one thing, one that is set takes the place of the
+    others: a run's length in another unit, a reward model or a function."""
     overrides, given = list(overrides), dict[str, Any]()
     for override in overrides:
         apply_override(given, override)
-    train, said = tree.get("train"), given.get("train")
-    if isinstance(train, dict) and isinstance(said, dict) and any(said.get(name) is not None for name in LENGTHS):
-        for name in LENGTHS:
-            train.pop(name, None)
+    for block, names in ALTERNATIVES.items():
+        had, said = tree.get(block), given.get(block)
+        if isinstance(had, dict) and isinstance(said, dict) and any(said.get(name) is not None for name in names):
+            for name in names:
+                had.pop(name, None)
     for override in overrides:
         apply_override(tree, override)
 
@@ -98,6 +101,9 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
         value = yaml.safe_load(text) if text not in ("", "-") else text  # "-" is stdin, to YAML a list of nothing
     except yaml.YAMLError as error:
         raise UserError(f"--set {override}: the value is not YAML") from error
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    if isinstance(value, datetime.date) or (is_number and str(value) != text):
+        value = text  # the field's type decides: 007 and 12:30 may be names
     node = tree
     *parents, last = dotted.split(".")
     for part in parents:

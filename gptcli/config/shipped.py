@@ -21,7 +21,7 @@ def shipped_recipes() -> list[Path]:
 def find_recipe(name_or_path: str) -> Path:
     """A file if there is one, else the shipped recipe of that name (with or without .yaml)."""
     path = Path(name_or_path)
-    if path.is_file():
+    if path.exists() and not path.is_dir():  # a pipe, too
         return path
     shipped = {p.stem: p for p in shipped_recipes()}
     name = path.name.removesuffix(".yaml")

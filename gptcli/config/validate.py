@@ -29,6 +29,9 @@ def validate(recipe: Recipe, where: str) -> None:
     """Raises UserError, one line, for the first contradiction found."""
     if recipe.init_from is None and (recipe.stage == "sft" or recipe.stage.startswith("rlhf-")):
         raise UserError(f"{where}: init_from: missing; {recipe.stage} goes on from a trained model (-s init_from=RUN)")
+    name = recipe.run.name
+    if name is not None and (not name.strip(".") or "/" in name or name[:1] == "."):
+        raise UserError(f"{where}: run.name: {name!r} is no name of a folder in run.dir")
     if (recipe.model is None) == (recipe.init_from is None):
         raise UserError(f"{where}: model, init_from: give exactly one of them")
     if recipe.context_length is not None and recipe.init_from is None:

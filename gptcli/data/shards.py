@@ -87,6 +87,7 @@ class Splitter:
 
     val_fraction: float
     split: str = "hash"
+    cut_one: bool = False  # whether it was a single document, which now stands in both
 
     def __call__(self, documents: Iterable[str]) -> Iterator[tuple[str, str]]:
         """(split, text) pairs."""
@@ -94,6 +95,7 @@ class Splitter:
         head = list(itertools.islice(stream, 2))
         if len(head) == 1:
             cut = int(len(head[0]) * (1 - self.val_fraction))
+            self.cut_one = 0 < cut < len(head[0])
             yield from ((s, t) for s, t in (("train", head[0][:cut]), ("val", head[0][cut:])) if t)
             return
         stream = itertools.chain(head, stream)
@@ -266,6 +268,7 @@ class Corpus:
     skip_bad: bool = False
 
     def __post_init__(self) -> None:
+        self.cut_one = False  # whether a single document stands in both splits, known once `parts` has been read
         self._readers = {
             name: SourceReader(specs, self.text_key, self.skip_bad)
             for name, specs in (("source", self.source), ("train", self.train), ("val", self.val))
@@ -274,12 +277,17 @@ class Corpus:
 
     def parts(self) -> Iterator[tuple[str, str]]:
         if "source" in self._readers:
-            yield from Splitter(self.val_fraction, self.split)(self._readers["source"].documents())
+            yield from self._split(self._readers["source"])
         elif "val" in self._readers:
             for name in SPLITS:
                 yield from ((name, text) for text in self._readers[name].documents())
         else:
-            yield from Splitter(self.val_fraction, self.split)(self._readers["train"].documents())
+            yield from self._split(self._readers["train"])
+
+    def _split(self, reader: SourceReader) -> Iterator[tuple[str, str]]:
+        splitter = Splitter(self.val_fraction, self.split)
+        yield from splitter(reader.documents())
+        self.cut_one = splitter.cut_one
 
     @property
     def skipped(self) -> list[str]:

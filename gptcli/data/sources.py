@@ -264,7 +264,7 @@ def decode(data: bytes, name: str, *, lines_before: int = 0) -> str:
         line = lines_before + data.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{name}:{line}: not UTF-8 (byte {data[error.start]:#04x} at offset {error.start}); "
-            "convert it, or leave such files out with -s data.skip_bad=true"
+            "convert it, or leave such files out (--skip-bad; of a recipe: -s data.skip_bad=true)"
         ) from None
 
 

@@ -13,17 +13,23 @@ from gptcli.dist.runtime import Runtime
 from gptcli.errors import UserError
 
 
+def check_layout(layout: str | ParallelSizes, world_size: int) -> None:
+    """Raises UserError for a layout that this version does not have."""
+    if world_size == 1:
+        return
+    if isinstance(layout, ParallelSizes):
+        is_ddp = layout.fsdp == layout.tp == 1 and layout.dp == world_size
+        named = f"{{dp: {layout.dp}, fsdp: {layout.fsdp}, tp: {layout.tp}}}"
+    else:
+        is_ddp, named = layout == "ddp", layout
+    if not is_ddp:
+        raise UserError(f"parallel: {named}: {world_size} processes can be laid out as ddp alone in this version")
+
+
 def parallelize(model: nn.Module, recipe: Recipe, runtime: Runtime) -> nn.Module:
     """The module to call in training: the model itself, or its DDP wrapper."""
     if runtime.world_size == 1:
         return model
-    layout = recipe.parallel
-    if isinstance(layout, ParallelSizes):
-        is_ddp = layout.fsdp == layout.tp == 1 and layout.dp == runtime.world_size
-    else:
-        is_ddp = layout == "ddp"
-    if not is_ddp:
-        raise UserError(f"parallel: {layout}: several processes are laid out as ddp in this version")
     ids = [runtime.local_rank] if runtime.device.type == "cuda" else None
     return DistributedDataParallel(model, device_ids=ids, gradient_as_bucket_view=True)
 

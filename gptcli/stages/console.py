@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -9,17 +10,27 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
+class _Lines(Console):
+    def on_broken_pipe(self) -> None:
+        """rich would end the process."""
+        raise BrokenPipeError
+
+
 class RunConsole:
     def __init__(self, *, quiet: bool = False, is_main: bool = True) -> None:
         self.quiet = quiet or not is_main
-        self.console = Console(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
+        self.console = _Lines(file=sys.stderr, soft_wrap=True, highlight=False, markup=False)
         self._progress: Progress | None = None
         self._task: Any = None
-        self._started: float | None = None
 
     def say(self, line: str) -> None:
-        if not self.quiet:
+        if self.quiet:
+            return
+        try:
             (self._progress.console if self._progress else self.console).print(line)
+        except OSError:  # whoever read it has gone: no reason to end a training
+            self.quiet = True
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
     def __enter__(self) -> RunConsole:
         if not self.quiet and self.console.is_terminal:

@@ -10,7 +10,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import IO, Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -22,8 +22,9 @@ from gptcli.config.plan import TrainPlan
 from gptcli.config.schema import Recipe
 from gptcli.contracts import Batch, BatchSource, LossSum, Objective
 from gptcli.dist.runtime import Runtime, pick_precision
+from gptcli.dist.wrap import check_layout
 from gptcli.errors import UserError
-from gptcli.files import publish_text
+from gptcli.files import open_locked, publish_text
 from gptcli.model import GPT
 from gptcli.model.lora import load_adapter
 from gptcli.modeldir import ModelDir, load_model, open_model_dir, read_adapter
@@ -37,16 +38,23 @@ from gptcli.train.optim import make_optimizer
 R = TypeVar("R", bound=Recipe)
 MASKS = {"attention_mask", "document_ids"}
 
+_locks: list[IO[bytes]] = []  # of the runs that this process writes, held until it ends
+
 
 def run_stage(
     recipe: Recipe, runtime: Runtime, console: RunConsole, *, resume: Path | None = None, dry_run: bool = False
 ) -> dict[str, Any]:
     """Train as the recipe says and return the summary. `resume` is a run directory whose latest checkpoint to go on
     from. A stage is the module of its name: `run(job)` builds its source and objective, and calls `Started.train`."""
+    check_layout(recipe.parallel, runtime.world_size)
     stage = importlib.import_module("gptcli.stages." + recipe.stage.removeprefix("rlhf-"))
     with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") if dry_run else nullcontext() as scratch:
         job = Job(_pinned(recipe), runtime, console, resume, scratch=Path(scratch) if scratch else None)
-        summary: dict[str, Any] = stage.run(job)
+        try:
+            summary: dict[str, Any] = stage.run(job)
+        finally:
+            while _locks:
+                _locks.pop().close()
         return summary
 
 
@@ -91,11 +99,15 @@ class Job(Generic[R]):
         assert recipe.run.name is not None
         folder = Path(recipe.run.dir) / recipe.run.name
         if self.runtime.is_main:
-            if self.resume is None and folder.exists() and any(p for p in folder.iterdir() if p.name[:1] != "."):
-                way = f"go on with --resume {folder}" if checkpoints(folder) else "it ended before a save: delete it"
-                raise UserError(f"{folder}: this run exists; {way}, or choose another -s run.name=NAME")
+            there = folder.exists() and any(p for p in folder.iterdir() if p.name[:1] != ".")
+            if there and not (folder / "recipe.yaml").is_file():
+                raise UserError(f"{folder}: holds something else than a run; choose another -s run.name=NAME")
             folder.mkdir(parents=True, exist_ok=True)
-            remove_unfinished(folder)
+            _locks.append(open_locked(folder / ".lock"))
+            if self.resume is None and there and checkpoints(folder):
+                way = f"go on with --resume {folder}"
+                raise UserError(f"{folder}: this run exists; {way}, or choose another -s run.name=NAME")
+            remove_unfinished(folder)  # a run that ended before its first save has nothing to lose
             publish_text(folder / "recipe.yaml", dump_recipe(recipe))
         self.runtime.barrier()
         return folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from gptcli.tokenizer import gpt1
 from gptcli.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 BYTES = 256
+MOST_TOKENS = 1 << 24
+LONGEST = 512
+LONG_RUN = re.compile(rf"(?<!\S)\S{{{LONGEST + 1},}}")
 UNKNOWN, END_OF_WORD = "<unk>", "</w>"
 # The files of a vocabulary and its merges: OpenAI's for GPT-2, Hugging Face's, OpenAI's for GPT-1.
 PAIRS = (
@@ -28,6 +32,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = False) 
     has fewer pairs to merge)."""
     if vocab_size < BYTES + 1:
         raise UserError(f"tokenizer bpe:{vocab_size}: a byte-level BPE has at least {BYTES + 1} tokens")
+    if vocab_size > MOST_TOKENS:
+        raise UserError(f"tokenizer bpe:{vocab_size}: at most {MOST_TOKENS:,} tokens")
     backend = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
@@ -35,8 +41,14 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = False) 
         special_tokens=[],
         show_progress=progress,
     )
-    backend.train_from_iterator(texts, trainer)
+    backend.train_from_iterator((in_pieces(text) for text in texts), trainer)
     return _with_end_of_text(backend)
+
+
+def in_pieces(text: str) -> str:
+    """The text with line breaks in what is longer than any word (a genome, a blob): the time that counting pairs takes
+    grows with the square of it."""
+    return LONG_RUN.sub(lambda run: "\n".join(run[0][i : i + LONGEST] for i in range(0, len(run[0]), LONGEST)), text)
 
 
 def byte_tokenizer() -> Tokenizer:

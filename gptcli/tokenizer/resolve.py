@@ -103,7 +103,7 @@ def _gpt2(texts: Callable[[], Iterable[str]], say: Callable[[str], None]) -> Tok
         source = texts()
         say(
             "tokenizer gpt2: no hub answers, so a byte-level BPE of the same size is trained on the source; for "
-            "OpenAI's own put encoder.json and vocab.bpe into a folder and say -s tokenizer=FOLDER"
+            "OpenAI's own put encoder.json and vocab.bpe into a folder and name that as tokenizer"
         )
         return train_bpe(source, GPT2_VOCAB)
     return Tokenizer.load(file)

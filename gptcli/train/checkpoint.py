@@ -122,6 +122,8 @@ def find_checkpoint(path: str | Path) -> Path:
         return path / os.readlink(path / "latest") if (path / "latest").is_symlink() else path / "latest"
     if steps := checkpoints(path):
         return steps[-1]
+    if (path / "recipe.yaml").is_file():
+        raise UserError(f"{path}: this run has not saved a checkpoint yet; begin it again, without --resume")
     raise UserError(f"{path}: holds no checkpoint (no {CONFIG} and no latest/)")
 
 

@@ -8,7 +8,7 @@ from types import FrameType, TracebackType
 
 
 class StopSignal:
-    """A context in which SIGINT and SIGTERM only set `signum`."""
+    """A context in which SIGINT, SIGTERM and SIGHUP only set `signum`."""
 
     def __init__(self) -> None:
         self.signum = 0
@@ -16,7 +16,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last: the terminal was closed
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 

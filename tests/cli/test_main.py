@@ -415,6 +415,42 @@ def test_a_resume_keeps_what_makes_the_run_this_run(trained: Path) -> None:
     assert "the run has had all of its" in done.err
 
 
+def test_a_reader_that_has_gone_ends_no_training(tiny: Tiny) -> None:
+    command = f"{sys.executable} -m gptcli pretrain -r {tiny.recipe} 2>&1 >/dev/null | head -1; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=tiny.folder, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "0"
+    assert (tiny.folder / "runs/tiny/latest/config.json").is_file()
+
+
+def test_usage_errors_are_one_line() -> None:
+    for arguments, words in (
+        (("plan", "-r", "gpt2-small", "--gpus", "0"), "gpt: Invalid value for '--gpus': "),
+        (("plan", "--nonsense"), "gpt: No such option: --nonsense"),
+        (("nonsense",), "gpt: No such command 'nonsense'."),
+    ):
+        done = gpt(*arguments)
+        assert (done.code, len(done.err.splitlines())) == (2, 1), done.err
+        assert done.err.startswith(words)
+        assert "--help`)" in done.err
+
+
+def test_a_closed_stdin_and_a_stdout_that_is_not_utf_8(trained: Path) -> None:
+    for arguments in (("score",), ("generate", "-i", "-"), ("tokenize", "--tokenizer", "bytes")):
+        command = f"{sys.executable} -m gptcli {' '.join(arguments)} <&-"
+        done = subprocess.run(["bash", "-c", command], cwd=trained, capture_output=True, text=True)
+        assert "internal error" not in done.stderr
+    done = gpt("generate", "hé", "--max-new-tokens", "1", "--json", cwd=trained, PYTHONIOENCODING="ascii")
+    assert done.json()["prompt"] == "hé"
+
+
+def test_layouts_that_are_not_there_leave_no_run(tiny: Tiny) -> None:
+    for layout, named in (("fsdp", "fsdp"), ("{tp: 2}", "{dp: 1, fsdp: 1, tp: 2}")):
+        done = gpt("pretrain", "-r", tiny.recipe, "--nproc", "2", "-s", f"parallel={layout}", cwd=tiny.folder)
+        assert done.code == 2
+        assert done.err.strip().endswith(f"parallel: {named}: 2 processes can be laid out as ddp alone in this version")
+    assert not (tiny.folder / "runs").exists()
+
+
 def test_stdin_for_several_processes_is_refused(tiny: Tiny) -> None:
     done = gpt(
         "pretrain", "-r", tiny.recipe, "-s", "data.source=[-]", "--nproc", "2", cwd=tiny.folder, stdin=b"a" * 999

@@ -9,7 +9,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gptcli.config.load import build_recipe, dump_recipe, load_recipe
+from gptcli.config.load import apply_overrides, build_recipe, dump_recipe, load_recipe
 from gptcli.config.schema import STAGES, ParallelSizes
 from gptcli.config.shipped import shipped_recipes
 from gptcli.errors import UserError
@@ -245,6 +245,24 @@ def test_set_reads_values_as_yaml(recipe_file):
 def test_later_set_wins_and_the_rest_of_the_block_stays(recipe_file):
     recipe = load_recipe(str(recipe_file), ["train.max_steps=3", "train.max_steps=4"])
     assert (recipe.train.max_steps, recipe.train.global_batch_size) == (4, 4)
+
+
+@pytest.mark.parametrize("name", ["007", "12:30", "2024-01-01", "1_000", "0x10"])
+def test_a_name_is_what_was_written(recipe_file, name):
+    assert load_recipe(str(recipe_file), [f"run.name={name}"]).run.name == name
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../x", "/tmp/x", ".hidden", "a/b"])
+def test_a_run_is_a_folder_in_its_dir(recipe_file, name):
+    assert "is no name of a folder" in refusal(recipe_file, f"run.name={name}")
+
+
+def test_a_reward_model_takes_the_functions_place():
+    tree = BASE | REQUIRED["rlhf-ppo"]
+    apply_overrides(tree, ["reward.checkpoint=runs/rm"])
+    assert tree["reward"] == {"checkpoint": "runs/rm"}
+    apply_overrides(tree, ["reward.checkpoint=runs/rm", "reward.function=r.py:f"])
+    assert tree["reward"] == {"checkpoint": "runs/rm", "function": "r.py:f"}
 
 
 def test_what_is_set_to_nothing_stays_nothing(recipe_file):

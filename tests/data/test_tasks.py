@@ -137,7 +137,7 @@ def test_label_text() -> None:
     [
         ("classification", {"text": None}, "text: expected text, not null"),
         ("classification", {"text": "  "}, "text: is empty"),
-        ("classification", {"label": None}, "no column 'label'"),
+        ("classification", {"label": None}, "label: is null"),
         ("entailment", {"premise": 3}, "premise: expected text, not 3"),
         ("multiple_choice", {"choices": ["a"]}, "choices: expected a list of two texts or more"),
         ("multiple_choice", {"choices": ["a", ""]}, r"choices\[1\]: is empty"),

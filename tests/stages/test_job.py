@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gptcli.errors import UserError
+from gptcli.files import open_locked
 from gptcli.model import GPT
 from gptcli.stages import job
 from tests.conftest import Tiny
@@ -41,6 +42,33 @@ def test_a_compiled_model_is_compiled_once_however_often_it_writes(
     tiny.train(*once, "run.name=writing", "train.sample_every=1")
     assert len(graphs) == 2 * silent
     assert all(torch.equal(t, tiny.weights("writing")[n]) for n, t in tiny.weights("silent").items())
+
+
+def test_a_run_is_written_by_one_process(tiny: Tiny) -> None:
+    tiny.train("train.max_steps=1")
+    with open_locked(tiny.run_dir / ".lock"):
+        for how in ({}, {"resume": tiny.run_dir}):
+            with pytest.raises(UserError, match=r"runs/tiny: another process is writing it"):
+                tiny.train("train.max_steps=2", **how)
+    tiny.train("train.max_steps=2", resume=tiny.run_dir)
+
+
+def test_a_run_that_ended_before_its_first_save_is_begun_anew(tiny: Tiny) -> None:
+    folder = tiny.folder / "runs/tiny"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("stage: pretrain\n")
+    (folder / "metrics.jsonl").write_text('{"step": 5, "loss": 1.0}\n')
+    with pytest.raises(UserError, match="has not saved a checkpoint yet; begin it again, without --resume"):
+        tiny.train("train.max_steps=2", resume=folder)
+    tiny.train("train.max_steps=2")
+    assert [row["step"] for row in tiny.metrics()] == [1, 2]
+
+
+def test_a_folder_of_something_else_is_no_run(tiny: Tiny) -> None:
+    (tiny.folder / "runs/tiny").mkdir(parents=True)
+    (tiny.folder / "runs/tiny/thesis.tex").touch()
+    with pytest.raises(UserError, match="holds something else than a run"):
+        tiny.train()
 
 
 def test_a_dry_run_and_a_refused_one_leave_nothing(tiny: Tiny) -> None:
