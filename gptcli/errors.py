@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-
 
 class GptError(Exception):
     """Something failed that was not the user's mistake (a full disk, say). Exit status 1."""
@@ -23,7 +21,6 @@ class Stopped(GptError):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + signum
-        self.signal_name = signal.Signals(signum).name
 
 
 def nearest(word: str, known: list[str] | tuple[str, ...]) -> str:

@@ -28,10 +28,12 @@ Checkpoint = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Exactly one JSON object on stdout (streams: one a line).")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing on stderr but errors.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, metavar="N", help="Decides everything random.")]
-Int8 = Annotated[bool, typer.Option("--int8", help="int8 weights: faster and smaller, not quite the same model.")]
+Int8 = Annotated[
+    bool, typer.Option("--int8", help="int8 weights: smaller, and faster where the model is large; not quite the same.")
+]
 Compile = Annotated[
     bool,
-    typer.Option("--compile", help="Compile the decoding step: seconds at first, then small models are much faster."),
+    typer.Option("--compile", help="On a GPU: compile the decoding step, which takes seconds at first."),
 ]
 Device = Annotated[str, typer.Option("--device", metavar="auto|cpu|cuda|mps", help="Where to compute.")]
 Precision = Annotated[str, typer.Option("--precision", metavar="auto|fp32|bf16", help="Arithmetic.")]

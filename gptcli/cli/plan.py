@@ -129,7 +129,7 @@ def cluster_row(
     notes = cluster.objections(job, (near or this).layout)
     if not this.fits and near is None:
         notes.append("no layout holds one row: it takes a shorter train.seq_len or a GPU with more memory")
-    if getattr(recipe, "lora", None):
+    if recipe.lora is not None:
         notes.append("all weights are taken as trained; with lora, gradients and optimizer state are far smaller")
     if recipe.stage.startswith("rlhf-"):
         notes.append("only the trained model is counted; frozen ones (reference, reward) and rollouts come on top")

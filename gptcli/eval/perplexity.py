@@ -121,25 +121,13 @@ def join_documents(texts: Sequence[str], tokenizer: Tokenizer) -> Stream:
     return Stream(ids, parts)
 
 
-def measure(
-    model: GPT,
-    tokenizer: Tokenizer,
-    texts: Sequence[str],
-    *,
-    stride: int | None = None,
-    dtype: torch.dtype = torch.float32,
-    advance: Callable[[float], None] = lambda _: None,
-) -> Perplexity:
-    """The texts' perplexity, one after the other as one stream. stride: by default half the context.
+def measure_documents(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], **options: Any) -> list[Perplexity]:
+    """The perplexity of each text, scored one after the other as one stream. `options`: stride (by default half the
+    context), dtype and advance of `stream_logprobs`.
 
     Where the tokenizer has a token that begins a text, it begins the stream, so every token of the text is scored; the
     end-of-text tokens between documents are scored too. Raises UserError if there is nothing to score.
     """
-    return total(measure_documents(model, tokenizer, texts, stride=stride, dtype=dtype, advance=advance))
-
-
-def measure_documents(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], **options: Any) -> list[Perplexity]:
-    """`measure`, document by document; they are still scored as one stream."""
     stream = join_documents(texts, tokenizer)
     if len(stream.ids) < 2:
         raise UserError("the text is empty; there is nothing to score")
@@ -148,12 +136,3 @@ def measure_documents(model: GPT, tokenizer: Tokenizer, texts: Sequence[str], **
         Perplexity(nll[begin - 1 : end - 1].sum().item(), end - begin, len(text.encode()), len(text.split()))
         for text, (begin, end) in zip(texts, stream.parts, strict=True)
     ]
-
-
-def total(documents: Sequence[Perplexity]) -> Perplexity:
-    return Perplexity(
-        math.fsum(d.nll for d in documents),
-        sum(d.tokens for d in documents),
-        sum(d.bytes for d in documents),
-        sum(d.words for d in documents),
-    )

@@ -52,15 +52,6 @@ class Comparison:
     more_items: int | None
 
 
-def mean_of(values: Array) -> Ratio:
-    return Ratio(np.asarray(values, np.float64), np.ones(len(values)))
-
-
-def standard_error(values: Array) -> float:
-    """Of the mean of independent values, of which there are at least two."""
-    return float(np.std(values, ddof=1) / math.sqrt(len(values)))
-
-
 def paired_bootstrap(
     a: Ratio, b: Ratio, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = 0.95
 ) -> Comparison:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from gptcli.eval.results import Aggregate
@@ -83,7 +83,6 @@ class Task:
     until: tuple[str, ...] = ()
     max_new_tokens: int = 256
     metric: TextMetric | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sources(self) -> dict[str, str]:
@@ -105,8 +104,8 @@ def word_item(context: str, word: str) -> Item:
     return Item(((context, " " + word),), solved=f"{context} {word}")
 
 
-def answer_item(context: str, answers: Sequence[str], delimiter: str = " ", solved: str | None = None) -> Item:
-    """A text is to be written; `answers` are right, the first (or `solved`) serves as example."""
+def answer_item(context: str, answers: Sequence[str]) -> Item:
+    """A text is to be written; `answers` are right, the first serves as example."""
     if not answers:
         raise ValueError("there is no right answer")
-    return Item(((context, ""),), references=tuple(answers), solved=context + delimiter + (solved or answers[0]))
+    return Item(((context, ""),), references=tuple(answers), solved=f"{context} {answers[0]}")

@@ -236,7 +236,6 @@ class TrainingRun:
     def _training(self) -> Training:
         optimizer = {name: t.detach().cpu().contiguous() for name, t in self.optimizer.state_tensors().items()}
         facts = {
-            "micro_batch_size": self.plan.micro_batch_size,
             "tokenizer_hash": self.tokenizer.hash,
             "data_hash": self.data_hash,
             "parent": self.recipe.init_from,

@@ -27,7 +27,7 @@ PAIRS = (
 )
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = False) -> Tokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Byte-level BPE with GPT-2's pre-tokenizer; `<|endoftext|>` is the last of at most `vocab_size` ids (a short text
     has fewer pairs to merge)."""
     if vocab_size < BYTES + 1:
@@ -39,7 +39,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, progress: bool = False) 
         vocab_size=vocab_size - 1,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         special_tokens=[],
-        show_progress=progress,
+        show_progress=False,
     )
     backend.train_from_iterator((in_pieces(text) for text in texts), trainer)
     return _with_end_of_text(backend)

@@ -53,9 +53,7 @@ def fingerprint(spec: str) -> str:
     return f"gpt1 as {gpt1.at_hand()}" if spec == "gpt1" else spec
 
 
-def resolve_tokenizer(
-    spec: str, texts: Callable[[], Iterable[str]], *, say: Callable[[str], None], progress: bool = False
-) -> Tokenizer:
+def resolve_tokenizer(spec: str, texts: Callable[[], Iterable[str]], *, say: Callable[[str], None]) -> Tokenizer:
     """The tokenizer that `spec` names: gpt1 | gpt2 | bytes | char | bpe:SIZE | a path; `texts` gives the training
     text."""
     if spec == "bytes":
@@ -66,7 +64,7 @@ def resolve_tokenizer(
         size = spec.removeprefix("bpe:")
         if not size.isdigit():
             raise UserError(f"tokenizer {spec}: write bpe:SIZE, such as bpe:8192")
-        return train_bpe(texts(), int(size), progress=progress)
+        return train_bpe(texts(), int(size))
     path = Path(spec).expanduser()
     if path.exists():
         return _noted(from_path(path), say)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import math
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from gptcli.config.schema import ModelConfig
 from gptcli.errors import UserError
 from gptcli.eval import perplexity
 from gptcli.eval.compression import compressors, gzip_bits_per_byte, xz_bits_per_byte
-from gptcli.eval.perplexity import Perplexity, join_documents, measure, windows
+from gptcli.eval.perplexity import Perplexity, join_documents, measure_documents, windows
 from gptcli.model import GPT
 from gptcli.tokenizer import Tokenizer
 from gptcli.tokenizer.build import byte_tokenizer
@@ -23,6 +24,12 @@ from gptcli.tokenizer.build import byte_tokenizer
 CONTEXT = 8
 TEXT = "It was a bright cold day, and the clocks were striking thirteen. é"
 BYTES = byte_tokenizer()
+
+
+def measure(*given: Any, **options: Any) -> Perplexity:
+    """Of all documents together."""
+    found = measure_documents(*given, **options)
+    return Perplexity(*(sum(getattr(d, name) for d in found) for name in ("nll", "tokens", "bytes", "words")))
 
 
 @pytest.fixture(autouse=True, scope="module")
