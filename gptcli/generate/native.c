@@ -7,36 +7,12 @@
 
    Matrices are (outputs, inputs). Pointers are NULL where a shape lacks the thing. */
 
-#include <math.h>
-#include <omp.h>
-#include <stdlib.h>
-#include <string.h>
+#include "native_math.h"
 
-#if defined __AVX512F__
-#define LANES 16
-#elif defined __AVX__
-#define LANES 8
-#else
-#define LANES 4
-#endif
-#define UNROLL _Pragma("GCC unroll 4")
-#define TILE 4 /* rows, and outputs, whose sums a product keeps in registers */
-#define WAIT_FOR_ALL _Pragma("omp barrier")
-#if defined __clang__ || __GNUC__ >= 12
-#define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
-#else
-#define SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (__typeof__(int __attribute__((vector_size(16))))){__VA_ARGS__})
-#endif
-
-typedef float Vec __attribute__((vector_size(4 * LANES)));
-typedef float Quad __attribute__((vector_size(16)));
-
-enum Activation { GELU_TANH, GELU, RELU, RELU2, SWIGLU };
-
-/* Block, Model and Draws are mirrored, field by field, in native.py. */
+/* Matrix, Block, Model and Draws are mirrored, field by field, in native.py. */
 typedef struct {
-    const float *ln_1, *ln_1_bias, *c_attn, *c_attn_bias, *attn_proj, *attn_proj_bias;
-    const float *ln_2, *ln_2_bias, *c_fc, *c_fc_bias, *mlp_proj, *mlp_proj_bias;
+    const float *ln_1, *ln_1_bias, *ln_2, *ln_2_bias;
+    Matrix c_attn, attn_proj, c_fc, mlp_proj;
     float *k, *v; /* (rows, kv_heads, slots, D) */
     long band;    /* tokens that it looks back at, itself included */
 } Block;
@@ -46,7 +22,8 @@ typedef struct {
     long threads;
     long activation, post_norm, rmsnorm, qk_norm;
     double norm_eps, attention_scale, embedding_scale;
-    const float *wte, *positions, *rope_cos, *rope_sin, *alibi_slopes, *ln_f, *ln_f_bias, *head;
+    const float *wte, *positions, *rope_cos, *rope_sin, *alibi_slopes, *ln_f, *ln_f_bias;
+    Matrix head;
     const Block *blocks;
 } Model;
 
@@ -61,134 +38,9 @@ typedef struct {
     const Model *model;
     long rows;
     long *tokens, *positions;
-    float *x, *normed, *added, *y, *qkv, *inner, *logits, *work; /* work: each thread's own */
+    float *x, *normed, *added, *y, *qkv, *inner, *logits, *largest, *work; /* work: each thread's own */
+    unsigned char *rounded; /* what is multiplied by int8, with each row's largest value */
 } Step;
-
-/* This thread's part [from, to) of n things, which are handed out `unit` at a time. */
-static void share(long n, long unit, long *from, long *to) {
-    long me = omp_get_thread_num(), all = omp_get_num_threads(), units = (n + unit - 1) / unit;
-    *from = units * me / all * unit;
-    *to = units * (me + 1) / all * unit < n ? units * (me + 1) / all * unit : n;
-}
-
-/* ---- products ---------------------------------------------------------------------------------------------------- */
-
-static inline Vec load(const float *from) {
-    Vec v;
-    memcpy(&v, from, sizeof v);
-    return v;
-}
-
-static inline Quad folded(Vec v) {
-    Quad part[LANES / 4];
-    memcpy(part, &v, sizeof v);
-    for (int i = 1; i < LANES / 4; i++) part[0] += part[i];
-    return part[0];
-}
-
-/* The sums of four, which each add up as `total` does. */
-static inline Quad totals(const Vec *v) {
-    Quad a = folded(v[0]), b = folded(v[1]), c = folded(v[2]), d = folded(v[3]);
-    Quad ab = SHUFFLE(a, b, 0, 4, 1, 5) + SHUFFLE(a, b, 2, 6, 3, 7), cd = SHUFFLE(c, d, 0, 4, 1, 5) + SHUFFLE(c, d, 2, 6, 3, 7);
-    return SHUFFLE(ab, cd, 0, 1, 4, 5) + SHUFFLE(ab, cd, 2, 3, 6, 7);
-}
-
-static inline float total(Vec v) {
-    Quad q = folded(v);
-    return (q[0] + q[2]) + (q[1] + q[3]);
-}
-
-/* y[i][j] = x[i] . w[j] for i < rows, j < outputs, both at most TILE and known when this is compiled. */
-static inline __attribute__((always_inline)) void tile(
-    int rows, int outputs, float *y, long y_stride, const float *x, long x_stride, const float *w, long K) {
-    Vec sum[TILE][TILE] = {0}, b[TILE];
-    long k = 0;
-    for (; k + LANES <= K; k += LANES) {
-        UNROLL for (int j = 0; j < outputs; j++) b[j] = load(w + j * K + k);
-        UNROLL for (int i = 0; i < rows; i++) {
-            Vec a = load(x + i * x_stride + k);
-            UNROLL for (int j = 0; j < outputs; j++) sum[i][j] += a * b[j];
-        }
-    }
-    Quad whole[TILE];
-    UNROLL for (int i = 0; i < rows; i++) whole[i] = outputs == TILE ? totals(sum[i]) : (Quad){total(sum[i][0])};
-    for (; k < K; k++)
-        for (int i = 0; i < rows; i++)
-            for (int j = 0; j < outputs; j++) whole[i][j] += x[i * x_stride + k] * w[j * K + k];
-    for (int i = 0; i < rows; i++) memcpy(y + i * y_stride, whole + i, outputs * sizeof(float));
-}
-
-/* y (rows, outputs) = x (rows, K) times w (outputs, K) transposed. */
-static void product(
-    long rows, long outputs, float *y, long y_stride, const float *x, long x_stride, const float *w, long K) {
-    long n = 0, r;
-    for (; n + TILE <= outputs; n += TILE, y += TILE, w += TILE * K) {
-        for (r = 0; r + TILE <= rows; r += TILE) tile(TILE, TILE, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
-        for (; r < rows; r++) tile(1, TILE, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
-    }
-    for (; n < outputs; n++, y++, w += K)
-        for (r = 0; r < rows; r++) tile(1, 1, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
-}
-
-/* ---- of single values -------------------------------------------------------------------------------------------- */
-
-/* e^x within a unit or two in the last place, in loops that a compiler makes vectors of; 0 below -87. */
-static inline float exp_of(float x) {
-    float n = floorf(x * 1.44269504f + 0.5f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f; /* x - n ln 2, ln 2 in two parts */
-    float p = 1 + r * (1 + r * (0.5f + r * (1.f / 6 + r * (1.f / 24 + r * (1.f / 120 + r * (1.f / 720))))));
-    int power = ((int)(n < -126 ? -126 : n > 127 ? 127 : n) + 127) << 23;
-    float scale;
-    memcpy(&scale, &power, sizeof scale);
-    return x < -87 ? 0 : p * scale;
-}
-
-static float largest(const float *values, long n) {
-    float most = -INFINITY;
-    #pragma omp simd reduction(max : most)
-    for (long i = 0; i < n; i++) most = values[i] > most ? values[i] : most;
-    return most;
-}
-
-static void normalise(
-    float *out, const float *x, long n, const float *weight, const float *bias, int centred, float eps) {
-    float mean = 0, square = 0;
-    if (centred) {
-        #pragma omp simd reduction(+ : mean)
-        for (long i = 0; i < n; i++) mean += x[i];
-        mean /= n;
-    }
-    #pragma omp simd reduction(+ : square)
-    for (long i = 0; i < n; i++) square += (x[i] - mean) * (x[i] - mean);
-    float scale = 1 / sqrtf(square / n + eps);
-    for (long i = 0; i < n; i++) out[i] = (x[i] - mean) * scale;
-    if (weight) for (long i = 0; i < n; i++) out[i] *= weight[i];
-    if (bias) for (long i = 0; i < n; i++) out[i] += bias[i];
-}
-
-/* In place; gated: SwiGLU's other half. */
-static void activate(float *h, const float *gated, long n, enum Activation kind) {
-    switch (kind) {
-    case GELU_TANH: /* x/2 (1 + tanh u) = x / (1 + e^-2u) */
-        #pragma omp simd
-        for (long i = 0; i < n; i++)
-            h[i] /= 1 + exp_of(-1.5957691216f * h[i] * (1 + 0.044715f * h[i] * h[i]));
-        break;
-    case GELU:
-        for (long i = 0; i < n; i++) h[i] *= 0.5f * (1 + erff(h[i] * 0.70710678f));
-        break;
-    case RELU:
-        for (long i = 0; i < n; i++) h[i] = h[i] > 0 ? h[i] : 0;
-        break;
-    case RELU2:
-        for (long i = 0; i < n; i++) h[i] = h[i] > 0 ? h[i] * h[i] : 0;
-        break;
-    case SWIGLU:
-        #pragma omp simd
-        for (long i = 0; i < n; i++) h[i] = h[i] / (1 + exp_of(-h[i])) * gated[i];
-        break;
-    }
-}
 
 /* ---- attention --------------------------------------------------------------------------------------------------- */
 
@@ -324,21 +176,35 @@ static void normalise_rows(const Step *s, const float *weight, const float *bias
     WAIT_FOR_ALL
 }
 
-/* y = in times w transposed + bias, this thread's outputs of it. */
+/* Before `linear`: of int8 weights, the rows that they are multiplied with. */
+static void prepare(const Step *s, const float *in, long in_stride, const Matrix *m, long K) {
+    if (!m->scale) return;
+    long from, to;
+    share(s->rows, 1, &from, &to);
+    for (long r = from; r < to; r++) s->largest[r] = round_row(s->rounded + r * K, in + r * in_stride, K);
+    WAIT_FOR_ALL
+}
+
+/* y = in times the matrix transposed + bias, this thread's outputs of it. */
 static void linear(
-    const Step *s, float *y, long y_stride, const float *in, long in_stride, const float *w, const float *bias,
-    long K, long from, long to) {
-    product(s->rows, to - from, y + from, y_stride, in, in_stride, w + from * K, K);
-    for (long r = 0; bias && r < s->rows; r++)
-        for (long n = from; n < to; n++) y[r * y_stride + n] += bias[n];
+    const Step *s, float *y, long y_stride, const float *in, long in_stride, const Matrix *m, long K, long from, long to) {
+    if (!m->scale)
+        product(s->rows, to - from, y + from, y_stride, in, in_stride, (const float *)m->weight + from * K, K);
+#if defined __AVX512VNNI__
+    else
+        product_int8(s->rows, from, to, y, y_stride, s->rounded, s->largest, m, K);
+#endif
+    for (long r = 0; m->bias && r < s->rows; r++)
+        for (long n = from; n < to; n++) y[r * y_stride + n] += m->bias[n];
 }
 
 /* x = what the block saw + a linear layer of `in`: x itself, or with post-norm what its norm made of it. */
-static void add_linear(const Step *s, const float *in, long in_stride, long K, const float *w, const float *bias) {
+static void add_linear(const Step *s, const float *in, long in_stride, long K, const Matrix *m) {
     long C = s->model->n_embd, from, to;
     const float *seen = s->model->post_norm ? s->normed : s->x;
+    prepare(s, in, in_stride, m, K);
     share(C, LANES, &from, &to);
-    linear(s, s->added, C, in, in_stride, w, bias, K, from, to);
+    linear(s, s->added, C, in, in_stride, m, K, from, to);
     for (long r = 0; r < s->rows; r++)
         for (long n = from; n < to; n++) s->x[r * C + n] = seen[r * C + n] + s->added[r * C + n];
     WAIT_FOR_ALL
@@ -348,8 +214,9 @@ static void run_block(const Step *s, const Block *b) {
     const Model *m = s->model;
     long C = m->n_embd, D = C / m->n_head, wide = (m->n_head + 2 * m->kv_heads) * D, from, to;
     if (!m->post_norm) normalise_rows(s, b->ln_1, b->ln_1_bias);
+    prepare(s, s->normed, C, &b->c_attn, C);
     share(wide, LANES, &from, &to);
-    linear(s, s->qkv, wide, s->normed, C, b->c_attn, b->c_attn_bias, C, from, to);
+    linear(s, s->qkv, wide, s->normed, C, &b->c_attn, C, from, to);
     WAIT_FOR_ALL
     share(s->rows * m->kv_heads, 1, &from, &to);
     for (long i = from; i < to; i++) {
@@ -358,19 +225,20 @@ static void run_block(const Step *s, const Block *b) {
         attend(m, b, y, s->qkv + r * wide, r, head, s->positions[r], s->work);
     }
     WAIT_FOR_ALL
-    add_linear(s, s->y, C, C, b->attn_proj, b->attn_proj_bias);
+    add_linear(s, s->y, C, C, &b->attn_proj);
 
     long gated = m->activation == SWIGLU ? m->inner : 0, stride = m->inner + gated; /* a gate, then what it lets by */
     normalise_rows(s, m->post_norm ? b->ln_1 : b->ln_2, m->post_norm ? b->ln_1_bias : b->ln_2_bias);
+    prepare(s, s->normed, C, &b->c_fc, C);
     share(m->inner, LANES, &from, &to);
-    linear(s, s->inner, stride, s->normed, C, b->c_fc, b->c_fc_bias, C, from, to);
-    if (gated) linear(s, s->inner, stride, s->normed, C, b->c_fc, b->c_fc_bias, C, gated + from, gated + to);
+    linear(s, s->inner, stride, s->normed, C, &b->c_fc, C, from, to);
+    if (gated) linear(s, s->inner, stride, s->normed, C, &b->c_fc, C, gated + from, gated + to);
     for (long r = 0; r < s->rows; r++) {
         float *h = s->inner + r * stride + from;
         activate(h, h + gated, to - from, m->activation);
     }
     WAIT_FOR_ALL
-    add_linear(s, s->inner, stride, m->inner, b->mlp_proj, b->mlp_proj_bias);
+    add_linear(s, s->inner, stride, m->inner, &b->mlp_proj);
     if (m->post_norm) normalise_rows(s, b->ln_2, b->ln_2_bias);
 }
 
@@ -392,8 +260,9 @@ static void forward(const Step *s) {
     embed(s);
     for (long layer = 0; layer < m->n_layer; layer++) run_block(s, m->blocks + layer);
     if (!m->post_norm) normalise_rows(s, m->ln_f, m->ln_f_bias);
+    prepare(s, s->normed, m->n_embd, &m->head, m->n_embd);
     share(m->vocab_size, LANES, &from, &to);
-    linear(s, s->logits, m->vocab_size, s->normed, m->n_embd, m->head, NULL, m->n_embd, from, to);
+    linear(s, s->logits, m->vocab_size, s->normed, m->n_embd, &m->head, m->n_embd, from, to);
     WAIT_FOR_ALL
 }
 
@@ -408,16 +277,18 @@ long decode(
     float *logprobs, float *logits) {
     long C = m->n_embd, V = m->vocab_size, gated = m->activation == SWIGLU ? 2 : 1, done = 0, ended = 0;
     long scores = m->n_head / m->kv_heads * m->slots, of_thread = whole_lines(scores > 2 * V ? scores : 2 * V);
-    long widths[] = {C, C, C, C, C + 2 * m->kv_heads * (C / m->n_head), m->inner * gated}, floats = m->threads * of_thread;
-    for (int i = 0; i < 6; i++) floats += whole_lines(rows * widths[i]);
+    long bytes = (C > m->inner ? C : m->inner) / 4 + 1, floats = m->threads * of_thread; /* a float has room for four */
+    long widths[] = {C, C, C, C, C + 2 * m->kv_heads * (C / m->n_head), m->inner * gated, 1, bytes};
+    for (int i = 0; i < 8; i++) floats += whole_lines(rows * widths[i]);
     float *memory = aligned_alloc(64, floats * sizeof(float));
     if (!memory) return -1;
 
     #pragma omp parallel num_threads(m->threads)
     {
         Step s = {.model = m, .rows = rows, .tokens = tokens, .positions = positions, .logits = logits};
-        float **parts[] = {&s.x, &s.normed, &s.added, &s.y, &s.qkv, &s.inner}, *next = memory;
-        for (int i = 0; i < 6; next += whole_lines(rows * widths[i++])) *parts[i] = next;
+        float *rounded, *next = memory, **parts[] = {&s.x, &s.normed, &s.added, &s.y, &s.qkv, &s.inner, &s.largest, &rounded};
+        for (int i = 0; i < 8; next += whole_lines(rows * widths[i++])) *parts[i] = next;
+        s.rounded = (unsigned char *)rounded;
         s.work = next + omp_get_thread_num() * of_thread;
         for (long n = 0; n < steps && !ended; n++) {
             forward(&s);
@@ -437,4 +308,13 @@ long decode(
     }
     free(memory);
     return done;
+}
+
+/* Whether there are products of int8. */
+long has_int8(void) {
+#if defined __AVX512VNNI__
+    return 1;
+#else
+    return 0;
+#endif
 }

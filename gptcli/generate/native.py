@@ -21,15 +21,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gptcli.config.flops import params_by_part
 from gptcli.config.gpus import cpu_features
 from gptcli.config.schema import ModelConfig
 from gptcli.data.cache import cache_dir
 from gptcli.generate.decode import Decode
+from gptcli.generate.pack import Int8Linear, Packed
 from gptcli.model import GPT, KVCache
 from gptcli.model.linear import Linear
 from gptcli.model.positions import alibi_slopes, rotary_angles, sinusoids
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.c", "native_math.h"))
 COMPILERS = ("cc", "gcc", "clang")
 # -fschedule-insns: gcc keeps a product's operands in registers, which makes it 1.5 times as fast
 FLAGS = (
@@ -42,10 +44,14 @@ MOST = 64  # steps in one call
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "relu2", "swiglu")  # their order in native.c
 
 
+class _Matrix(ctypes.Structure):
+    _fields_ = tuple((name, c_void_p) for name in ("weight", "bias", "scale", "sums"))
+
+
 class _Block(ctypes.Structure):
     _fields_ = (
-        *((f"{name}{part}", c_void_p) for name in ("ln_1", "c_attn", "attn_proj") for part in ("", "_bias")),
-        *((f"{name}{part}", c_void_p) for name in ("ln_2", "c_fc", "mlp_proj") for part in ("", "_bias")),
+        *((name, c_void_p) for name in ("ln_1", "ln_1_bias", "ln_2", "ln_2_bias")),
+        *((name, _Matrix) for name in ("c_attn", "attn_proj", "c_fc", "mlp_proj")),
         ("k", c_void_p),
         ("v", c_void_p),
         ("band", c_long),
@@ -58,7 +64,8 @@ class _Model(ctypes.Structure):
         *((name, c_long) for name in ("threads", "activation", "post_norm", "rmsnorm", "qk_norm")),
         *((name, c_double) for name in ("norm_eps", "attention_scale", "embedding_scale")),
         *((name, c_void_p) for name in ("wte", "positions", "rope_cos", "rope_sin", "alibi_slopes")),
-        *((name, c_void_p) for name in ("ln_f", "ln_f_bias", "head")),
+        *((name, c_void_p) for name in ("ln_f", "ln_f_bias")),
+        ("head", _Matrix),
         ("blocks", POINTER(_Block)),
     )
 
@@ -73,7 +80,7 @@ def library() -> ctypes.CDLL | None:
     compiler = next(filter(None, map(shutil.which, filter(None, (os.environ.get("CC"), *COMPILERS)))), None)
     if compiler is None or platform.system() == "Windows":
         return None
-    what = "\0".join([SOURCE.read_text(), compiler, *FLAGS, platform.machine(), cpu_features()])
+    what = "\0".join([*(path.read_text() for path in SOURCES), compiler, *FLAGS, platform.machine(), cpu_features()])
     try:
         built = cache_dir() / "native" / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}.so"
         if not built.exists():
@@ -81,7 +88,7 @@ def library() -> ctypes.CDLL | None:
         loaded = ctypes.CDLL(str(built))
     except (OSError, RuntimeError, subprocess.SubprocessError):  # RuntimeError: there is no home
         return None
-    loaded.choose.restype = loaded.decode.restype = c_long
+    loaded.has_int8.restype = loaded.choose.restype = loaded.decode.restype = c_long
     loaded.choose.argtypes = [c_long, c_long, c_long, POINTER(_Draws), *[c_void_p] * 2]
     loaded.decode.argtypes = [POINTER(_Model), c_long, c_long, *[c_void_p] * 2, POINTER(_Draws), *[c_void_p] * 3]
     return loaded
@@ -90,24 +97,24 @@ def library() -> ctypes.CDLL | None:
 def _build(compiler: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     work = target.with_suffix(f".{os.getpid()}.tmp")
-    command = [compiler, *FLAGS, str(SOURCE), "-o", str(work), "-lm"]
+    command = [compiler, *FLAGS, str(SOURCES[0]), "-o", str(work), "-lm"]
     subprocess.run(command, check=True, capture_output=True, timeout=60)
     os.replace(work, target)
 
 
 def suits(model: GPT, dtype: torch.dtype) -> bool:
-    """Whether native.c can decode with this model: fp32 on a CPU, its layers as they are in gptcli/model."""
-    if type(model) is not GPT or dtype != torch.float32:
+    """Whether native.c can decode with this model: fp32 on a CPU, its layers as they are in gptcli/model, or in int8
+    where the CPU multiplies that (VNNI)."""
+    if type(model) is not GPT or dtype != torch.float32 or (loaded := library()) is None:
         return False
-    plain = (Linear, nn.LayerNorm, nn.RMSNorm)
-    layers = [layer for layer in model.h.modules() if layer._parameters]
+    plain = (Linear, nn.LayerNorm, nn.RMSNorm, *((Int8Linear,) if loaded.has_int8() else ()))
+    layers = [layer for layer in model.h.modules() if layer._parameters or isinstance(layer, Packed)]
     weights = [p.data for p in model.parameters()]
     return (
         all(type(layer) in plain for layer in layers)
-        and model.packed_head is None
+        and (model.packed_head is None or type(model.packed_head) in plain)
         and all(type(w) is Tensor and w.dtype == torch.float32 and w.device.type == "cpu" for w in weights)
         and all(w.is_contiguous() for w in weights)
-        and library() is not None
     )
 
 
@@ -132,7 +139,7 @@ class NativeDecode(Decode):
         assert loaded is not None, "see `suits`"
         super().__init__(model, dtype)
         self._library, self._net, self._tables = loaded, model, _tables(model)
-        self._weights = sum(p.numel() for p in model.parameters())
+        self._weights = sum(params_by_part(model.config).values())
         self._model: tuple[_Model, list[Tensor]] | None = None  # with the cache's memory that it points to
         self._seconds = TOGETHER  # that a step took
 
@@ -227,19 +234,30 @@ def _model(model: GPT, cache: KVCache, tables: dict[str, Tensor]) -> _Model:
         attention_scale=config.head_dim**-0.5 if config.scale_attention else 1.0,
         embedding_scale=config.n_embd**0.5 if config.position == "sinusoidal" else 1.0,
         wte=model.wte.weight.data_ptr(),
-        head=model.head_weight.data_ptr(),
+        head=_matrix(model.packed_head) if model.packed_head is not None else _Matrix(model.head_weight.data_ptr()),
         blocks=(_Block * config.n_layer)(*(_block(block, layer, config, cache) for layer, block in enumerate(model.h))),
         **places,
     )
 
 
 def _block(block: nn.Module, layer: int, config: ModelConfig, cache: KVCache) -> _Block:
-    names = {"ln_1": "ln_1", "attn.c_attn": "c_attn", "attn.c_proj": "attn_proj"}
-    names |= {"ln_2": "ln_2", "mlp.c_fc": "c_fc", "mlp.c_proj": "mlp_proj"}
-    places = {"k": cache.k[layer].data_ptr(), "v": cache.v[layer].data_ptr()}
-    for name, field in names.items():
-        places |= _places(field, block.get_submodule(name))
-    return _Block(band=config.band_width if config.is_banded(layer) else cache.capacity + 1, **places)
+    names = {"c_attn": "attn.c_attn", "attn_proj": "attn.c_proj", "c_fc": "mlp.c_fc", "mlp_proj": "mlp.c_proj"}
+    return _Block(
+        k=cache.k[layer].data_ptr(),
+        v=cache.v[layer].data_ptr(),
+        band=config.band_width if config.is_banded(layer) else cache.capacity + 1,
+        **_places("ln_1", block.get_submodule("ln_1")),
+        **_places("ln_2", block.get_submodule("ln_2")),
+        **{field: _matrix(block.get_submodule(name)) for field, name in names.items()},
+    )
+
+
+def _matrix(layer: nn.Module) -> _Matrix:
+    if isinstance(layer, Int8Linear):
+        bias = None if layer.bias is None else layer.bias.data_ptr()
+        return _Matrix(layer.int8.data_ptr(), bias, layer.scale.data_ptr(), layer.sums.data_ptr())
+    places = _places("weight", layer)
+    return _Matrix(places["weight"], places.get("weight_bias"))
 
 
 def _places(field: str, layer: nn.Module) -> dict[str, int]:

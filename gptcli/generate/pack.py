@@ -83,6 +83,7 @@ class Int8Linear(Packed):
         self.scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
         self.bias, self.packed, self.wide = bias, None, None
         self.int8 = (weight / self.scale[:, None]).round().to(torch.int8)
+        self.sums = self.int8.sum(1, dtype=torch.int32)
         # Without VNNI, sums of two int8 products overflow unless activations keep to 7 bits.
         self.levels = 127 if torch.cpu._is_vnni_supported() else 63
         if weight.device.type != "cpu":

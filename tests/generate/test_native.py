@@ -14,6 +14,7 @@ from gptcli.config.schema import LoraBlock, ModelConfig, SamplingParams
 from gptcli.generate import Engine, native
 from gptcli.generate.engine import Completion
 from gptcli.generate.native import Drawing, NativeDecode, suits
+from gptcli.generate.pack import pack
 from gptcli.generate.sampling import choose, keep_top_k
 from gptcli.generate.scheduler import Request, Token
 from gptcli.model import GPT, KVCache
@@ -76,9 +77,26 @@ def test_it_is_the_model(shape: dict[str, object]) -> None:
         torch.testing.assert_close(ours[:6], theirs[:6], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.skipif(not torch.cpu._is_vnni_supported(), reason="no products of int8")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
 @torch.inference_mode()
-def test_a_row_does_not_depend_on_its_neighbours_to_the_last_bit() -> None:
+def test_int8_is_the_packed_model(shape: dict[str, object]) -> None:
+    """The same numbers are multiplied; a row's activations may round to the neighbouring step."""
+    model = pack(make(**{"n_embd": 64, **shape}), int8=True)
+    decode, caches = NativeDecode(model), [KVCache(model.config, 6, 20) for _ in range(2)]
+    for cache in caches:
+        read(model, cache, [[(3 * i + j) % model.vocab_size for j in range(1 + 3 * i)] for i in range(6)])
+    tokens = [row % model.vocab_size for row in range(6)]
+    plain = model(torch.tensor(tokens)[:, None], cache=caches[0], last_only=True).logits[:, -1]
+    torch.testing.assert_close(decode(tokens, caches[1]), plain, rtol=0, atol=0.02 * plain.abs().max().item())
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@torch.inference_mode()
+def test_a_row_does_not_depend_on_its_neighbours_to_the_last_bit(int8: bool) -> None:
     model = make(n_embd=96, n_head=3)
+    if int8 and not suits(pack(model, int8=True), torch.float32):
+        pytest.skip("no products of int8")
     decode, cache = NativeDecode(model), KVCache(model.config, 7, 20)
     prompts = [[1 + i, *range(i)] for i in range(7)]
     read(model, cache, prompts)
@@ -243,7 +261,7 @@ def test_which_models_suit() -> None:
     assert not suits(lora, torch.float32)
     packed = Engine(make())
     packed.pack(int8=True)
-    assert not suits(packed.model, torch.float32)
+    assert suits(packed.model, torch.float32) == torch.cpu._is_vnni_supported()
     assert len(list(packed.tokens([[1]], SamplingParams(max_new_tokens=5)))) == 5
 
 
