@@ -61,7 +61,7 @@ class LoadedModel:
 
     def packed(self, *, int8: bool = False, compile: bool = False) -> LoadedModel:
         """The same model in the form that generates fastest (generate/pack.py); int8 weights or a compiled step
-        (generate/compiled.py) on request."""
+        (generate/graph.py) on request."""
         self.engine.pack(int8=int8, compile=compile)
         return self
 

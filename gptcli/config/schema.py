@@ -185,7 +185,8 @@ class TrainBlock:
     sample_prompt: str = key("", "what those samples continue")
     precision: Literal["auto", "fp32", "bf16"] = key("auto", "auto: bf16 where the hardware has it, else fp32")
     compile: Literal["auto"] | bool = key(
-        False, "torch.compile the model (rlhf-ppo, rlhf-grpo: the step by which it writes); auto: on a GPU only"
+        False,
+        "torch.compile the model (rlhf-ppo, rlhf-grpo: the step by which a GPU writes); auto: on a GPU only",
     )
     loggers: list[Literal["tensorboard"]] = key([], "extra metric writers beside metrics.jsonl")
 

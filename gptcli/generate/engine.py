@@ -12,8 +12,8 @@ import torch
 
 from gptcli.config.schema import SamplingParams
 from gptcli.errors import UserError
-from gptcli.generate.compiled import CompiledDecode, GraphDecode
 from gptcli.generate.decode import Decode
+from gptcli.generate.graph import GraphDecode
 from gptcli.generate.native import NativeDecode, suits
 from gptcli.generate.pack import pack
 from gptcli.generate.processors import Processors
@@ -83,8 +83,8 @@ class Engine:
         return Scheduler(self.model, max_rows=max_rows, dtype=self.dtype, decode=self._decode)
 
     def pack(self, *, int8: bool = False, compile: bool = False) -> None:
-        """Bring the models into the form that generates fastest, or that in int8, or compile the step. native.c and a
-        compiled step read fp32 weights as they are; else they get a layout of their own (pack.py)."""
+        """Bring the models into the form that generates fastest, or that in int8, or compile the step. native.c reads
+        fp32 weights as they are; where torch decodes on a CPU, they get a layout of their own (pack.py)."""
         if int8 or self.draft is not None or not (compile or self._decode):
             for model in (self.model, self.draft):
                 if model is not None:
@@ -95,12 +95,9 @@ class Engine:
             self.compile()
 
     def compile(self) -> None:
-        """Compile the step that gives each row a token (compiled.py): it takes seconds, when first needed. On a CPU
-        native.c, where it suits, is that already. Raises UserError where there is no compiler."""
+        """On a GPU, compile the step that gives each row a token (graph.py): it takes seconds, when first needed."""
         if self.device.type == "cuda":
             self._decode = GraphDecode(self.model, self.dtype, compiled=True)
-        elif self.native is None:
-            self._decode = CompiledDecode(self.model, self.dtype)
 
     def session(self, max_rows: int = MAX_ROWS) -> Session:
         return Session(self, max_rows)

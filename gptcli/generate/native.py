@@ -26,7 +26,7 @@ from gptcli.config.gpus import cpu_features
 from gptcli.config.schema import ModelConfig
 from gptcli.data.cache import cache_dir
 from gptcli.generate.decode import Decode
-from gptcli.generate.pack import Int8Linear, Packed
+from gptcli.generate.pack import BlockedLinear, Int8Linear
 from gptcli.model import GPT, KVCache
 from gptcli.model.linear import Linear
 from gptcli.model.positions import alibi_slopes, rotary_angles, sinusoids
@@ -108,7 +108,9 @@ def suits(model: GPT, dtype: torch.dtype) -> bool:
     if type(model) is not GPT or dtype != torch.float32 or (loaded := library()) is None:
         return False
     plain = (Linear, nn.LayerNorm, nn.RMSNorm, *((Int8Linear,) if loaded.has_int8() else ()))
-    layers = [layer for layer in model.h.modules() if layer._parameters or isinstance(layer, Packed)]
+    layers = [
+        layer for layer in model.h.modules() if layer._parameters or isinstance(layer, (BlockedLinear, Int8Linear))
+    ]
     weights = [p.data for p in model.parameters()]
     return (
         all(type(layer) in plain for layer in layers)

@@ -6,10 +6,7 @@ is 1.5 times as fast here, and int8 reads a quarter of the bytes. The model can 
 
 from __future__ import annotations
 
-import itertools
 import warnings
-import weakref
-from abc import ABC, abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -21,65 +18,31 @@ WIDE = 1 << 15  # outputs from which oneDNN's int8 product is faster than fbgemm
 LARGE = 1 << 19  # elements of a matrix from which oneDNN's layout pays: each call of it takes 50 microseconds more
 
 
-class Packed(nn.Module, ABC):
-    """A matrix in a layout that torch.compile cannot hold; a compiled step knows it by its number."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.width, self.number = width, next(_numbers)
-        _packed[self.number] = self
-
-    def product(self, x: Tensor) -> Tensor:
-        """x (..., K) times the matrix: (..., width)."""
-        return _product(x, self.number, self.width) if torch.compiler.is_compiling() else self.multiply(x)
-
-    @abstractmethod
-    def multiply(self, x: Tensor) -> Tensor:
-        """The same, where nothing is compiled."""
-
-
-_numbers = itertools.count()
-_packed = weakref.WeakValueDictionary[int, Packed]()
-
-
-@torch.library.custom_op("gptcli::packed_product", mutates_args=())
-def _product(x: Tensor, number: int, width: int) -> Tensor:
-    return _packed[number].multiply(x)
-
-
-@_product.register_fake
-def _product_shape(x: Tensor, number: int, width: int) -> Tensor:
-    return x.new_empty(*x.shape[:-1], width)
-
-
-class BlockedLinear(Packed):
+class BlockedLinear(nn.Module):
     """nn.Linear with its weight in oneDNN's layout; the same numbers up to the order of sums.
 
     `weight` is kept where a head needs it for log-probabilities too; tied, it is the embedding and costs nothing.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, keep: bool = False) -> None:
-        super().__init__(len(weight))
+        super().__init__()
         self.weight, self.bias = weight if keep else None, bias
         self.blocked = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product(x)
-
-    def multiply(self, x: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(x, self.blocked, self.bias, "none", [], "")
 
 
-class Int8Linear(Packed):
+class Int8Linear(nn.Module):
     """nn.Linear with int8 weights, one scale per output, and activations rounded with one scale per row of the batch.
 
     So rows do not influence one another, and one large activation does not cost the others their precision. On a
-    CPU it computes in int8 (fbgemm, a wide head by oneDNN); elsewhere the weights are stored as int8 and widened for
-    each product.
+    CPU it computes in int8 (prompts by fbgemm, a wide head by oneDNN; the rest by native.c); elsewhere the weights are
+    stored as int8 and widened for each product.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        super().__init__(len(weight))
+        super().__init__()
         self.scale = (weight.abs().amax(1) / 127).clamp(min=1e-12)
         self.bias, self.packed, self.wide = bias, None, None
         self.int8 = (weight / self.scale[:, None]).round().to(torch.int8)
@@ -102,10 +65,10 @@ class Int8Linear(Packed):
             y = F.linear(x, self.int8.to(x.dtype)) * self.scale.to(x.dtype)
             return y if self.bias is None else y + self.bias
         largest = x.abs().amax(-1, keepdim=True).clamp_(min=1e-12)
-        y = self.product(x / largest)
+        y = self._multiply(x / largest)
         return y.mul_(largest) if self.bias is None else torch.addcmul(self.bias, y, largest)
 
-    def multiply(self, x: Tensor) -> Tensor:
+    def _multiply(self, x: Tensor) -> Tensor:
         """x lies in -1 to 1."""
         scale, zero = 1 / self.levels, self.levels + 1
         if self.wide is not None:

@@ -130,25 +130,16 @@ def _by_products(q: Tensor, k: Tensor) -> bool:
     """One query a row, on a CPU: torch's fused kernel takes 1.3 to 2.5 times as long as two products of matrices."""
     if q.shape[2] > 1 or q.device.type != "cpu" or torch.is_grad_enabled():
         return False
-    return torch.compiler.is_compiling() or (q.dtype == torch.float32 and k.shape[0] * k.shape[2] >= MANY_KEYS)
+    return q.dtype == torch.float32 and k.shape[0] * k.shape[2] >= MANY_KEYS
 
 
 def attend_once(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """Attention of one query a row, q (B, H, 1, D); (B, H, 1, D).
-
-    Compiled, its sums are one loop with what stands around them.
-    """
+    """Attention of one query a row, q (B, H, 1, D); (B, H, 1, D)."""
     B, H, _, D = q.shape
-    compiling = torch.compiler.is_compiling()
     q = (q * scale).view(B, k.shape[1], -1, D)  # (B, kv heads, heads that share them, D)
-    scores = (q[:, :, :, None] * k[:, :, None]).sum(-1) if compiling else q @ k.mT  # (B, kv heads, sharing, S)
+    scores = q @ k.mT  # (B, kv heads, sharing, S)
     if mask is not None and mask.dtype == torch.bool:
         scores = scores.masked_fill(~mask, -torch.inf)
     elif mask is not None:
         scores = scores + mask.view(-1, *scores.shape[1:])
-    if compiling:  # divided by the sum at the end, not at every key
-        weights = (scores - scores.amax(-1, keepdim=True)).exp()
-        y = (weights[..., None] * v[:, :, None]).sum(-2) / weights.sum(-1, keepdim=True)
-    else:
-        y = scores.softmax(-1) @ v
-    return y.view(B, H, 1, D)
+    return (scores.softmax(-1) @ v).view(B, H, 1, D)

@@ -1,4 +1,4 @@
-"""Decoding raced in one run, interleaved: ours and CTranslate2 (fp32, int8; ours compiled too), transformers' generate.
+"""Decoding raced in one run, interleaved: ours and CTranslate2 (fp32, int8), transformers' generate.
 
 python tests/bench/decode_speed.py [--shape 124m|1m] [--batch 1 16 64] [--rounds 5] [--only ours,transformers,...]
 
@@ -216,8 +216,6 @@ def convert_for_ctranslate2(source: Path, out: Path, kind: str, vocabulary: list
 RACERS: dict[str, Callable[[Path], Callable[[int], None]]] = {
     "ours fp32": ours,
     "ours int8": partial(ours, int8=True),
-    "ours fp32 compiled": partial(ours, compile=True),
-    "ours int8 compiled": partial(ours, int8=True, compile=True),
     "transformers": lambda folder: transformers_racer(folder / "hf"),
     "ctranslate2 fp32": partial(ctranslate2_racer, kind="float32"),
     "ctranslate2 int8": partial(ctranslate2_racer, kind="int8"),

@@ -4,9 +4,8 @@ python tests/bench/ppo_speed.py [--shape 1m|10m] [--prompts 64] [--rounds 7]
 
 A step is what `gpt rlhf-ppo` does with one rollout: responses of 48 tokens to prompts of 16, their scoring (the
 policy's and the reference's log-probabilities, values, a reward function), and 4 epochs of learning from them. Raced
-are the samples a second of the responses alone, by the plain step and by the compiled one (train.compile: true); the
-whole rollout stands beside them. Once all responses have their full length; once they end by themselves, as a trained
-policy's do: then a row that has ended costs ours nothing more.
+are the samples a second of the responses alone; the whole rollout stands beside them. Once all responses have their
+full length; once they end by themselves, as a trained policy's do: then a row that has ended costs ours nothing more.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ SHAPES = {
     "10m": {"n_layer": 6, "n_head": 6, "n_embd": 384, "context_length": 256, "vocab_size": 2048},
 }
 PROMPT, NEW, EPOCHS = 16, 48, 4
-OURS = ("responses", "compiled", "rollout")
+OURS = ("responses", "rollout")
 REWARD = "def score(prompts, responses):\n    return [len(r) / 100 for r in responses]\n"
 
 
@@ -71,10 +70,9 @@ def main() -> None:
 def measure(folder: Path, rounds: int, ends: bool) -> dict[str, Any]:
     parts: dict[str, list[float]] = {}
     ours, tokens = responses(folder, ends)
-    compiled, _ = responses(folder, ends, compiled=True)
     step = partial(ppo_step(folder, ends), parts)
     theirs = transformers_racer(folder, ends)
-    race({"responses": ours, "compiled": compiled, "transformers": theirs, "step": step}, parts, rounds)
+    race({"responses": ours, "transformers": theirs, "step": step}, parts, rounds)
     seconds, count = {part: statistics.median(times) for part, times in parts.items()}, len(read_ids(folder))
     return {
         "tokens_per_response": round(statistics.mean(tokens) / count, 1),
@@ -140,16 +138,13 @@ def make_recipe(folder: Path, prompts: int, ends: bool) -> Recipe:
     return build_recipe(tree, where="ppo_speed", stage="rlhf-ppo")
 
 
-def make_sampler(folder: Path, recipe: Any, rows: int, *, compiled: bool = False) -> tuple[GPT, Sampler]:
+def make_sampler(folder: Path, recipe: Any, rows: int) -> tuple[GPT, Sampler]:
     """The policy with a value head, and what draws its responses in `gpt rlhf-ppo`."""
     base = open_model_dir(folder / "base")
     config, weights = with_heads(base.config, read_weights(base.path, base.config), {"value": 0.0}, seed=0)
     policy, tokenizer = model_of(config, weights).train(), base.require_tokenizer()
-    engine = Engine(policy, tokenizer)
-    if compiled:
-        engine.compile()
     sampler = Sampler(
-        engine,
+        Engine(policy, tokenizer),
         load_model(base).requires_grad_(False),
         Rewards(recipe.reward, tokenizer, Runtime(), torch.float32),
         block=recipe.ppo,
@@ -164,10 +159,10 @@ def read_ids(folder: Path) -> list[list[int]]:
     return json.loads((folder / "prompts.json").read_text())
 
 
-def responses(folder: Path, ends: bool, *, compiled: bool = False) -> tuple[Callable[[], None], list[int]]:
+def responses(folder: Path, ends: bool) -> tuple[Callable[[], None], list[int]]:
     """The racer, and the tokens that it has written each time."""
     ids, tokens = read_ids(folder), list[int]()
-    policy, sampler = make_sampler(folder, make_recipe(folder, len(ids), ends), len(ids), compiled=compiled)
+    policy, sampler = make_sampler(folder, make_recipe(folder, len(ids), ends), len(ids))
     policy.eval()
 
     def run() -> None:

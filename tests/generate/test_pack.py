@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gptcli.config.gpus import has_cpp_compiler
 from gptcli.config.schema import ModelConfig, SamplingParams
 from gptcli.generate import Engine
 from gptcli.generate import pack as packing
@@ -85,20 +84,6 @@ def test_a_wide_head_rounds_as_the_other_matrices_do(monkeypatch: pytest.MonkeyP
     wide = Int8Linear(weight, None)
     assert wide.packed is None
     torch.testing.assert_close(wide(x), narrow(x), atol=1e-4, rtol=1e-5)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not has_cpp_compiler(), reason="no C++ compiler")
-@pytest.mark.parametrize("int8", [False, True])
-def test_packed_and_compiled_it_writes_the_same(int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "LARGE", 0)
-    model = pack(make(), int8=int8)
-    plain, compiled = Engine(model), Engine(model)
-    compiled.compile()
-    params = SamplingParams(max_new_tokens=30, temperature=0.8)
-    for prompts in ([[1, 2, 3], [4], list(range(20))], [[5]]):
-        expected = {(t.key, t.id) for t in plain.tokens(prompts, params)}
-        assert {(t.key, t.id) for t in compiled.tokens(prompts, params)} == expected
 
 
 def test_the_command_line(tiny: Tiny) -> None:
