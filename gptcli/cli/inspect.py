@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -54,9 +55,12 @@ def next_(
     text = prompt_from_stdin() if text is None else text
     loaded = open_checkpoint(checkpoint, device=device, precision=precision, quiet=quiet)
 
+    from gptcli.generate.scheduler import window_start
     from gptcli.inspect.views import view_next
 
     ids = loaded.engine.encode_prompt(text)
+    if (unseen := window_start(len(ids), loaded.config.context_length)) and not quiet:
+        print(f"gpt: of the text's {len(ids):,} tokens the model sees the last {len(ids) - unseen:,}", file=sys.stderr)
     _show(loaded, view_next(loaded.model, loaded.tokenizer, ids, params, top=top, out=out), json, out)
 
 

@@ -107,14 +107,21 @@ static void product(
 #if defined __AVX512VNNI__
 #define BYTES 64 /* of a row that are multiplied at once */
 typedef int IntVec __attribute__((vector_size(BYTES)));
+typedef int IntQuad __attribute__((vector_size(16)));
+
+static inline IntQuad folded_int(IntVec v) {
+    __m256i half = _mm256_add_epi32(_mm512_castsi512_si256((__m512i)v), _mm512_extracti64x4_epi64((__m512i)v, 1));
+    return (IntQuad)_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
 
 /* y[i][j] = sum of x[i] (0 to 255) times w[j], as `tile`. */
 static inline __attribute__((always_inline)) void tile_int8(
-    int rows, int outputs, int (*y)[TILE], const unsigned char *x, const signed char *w, long K) {
+    int rows, int outputs, IntQuad *y, const unsigned char *x, const signed char *w, long K) {
     IntVec sum[TILE][TILE] = {0}, b[TILE];
     long k = 0;
     for (; k + BYTES <= K; k += BYTES) {
         UNROLL for (int j = 0; j < outputs; j++) memcpy(b + j, w + j * K + k, BYTES);
+        UNROLL for (int j = 0; j < outputs; j++) __asm__("" : "+v"(b[j])); /* else gcc reads it for each row again */
         UNROLL for (int i = 0; i < rows; i++) {
             IntVec a;
             memcpy(&a, x + i * K + k, BYTES);
@@ -122,35 +129,43 @@ static inline __attribute__((always_inline)) void tile_int8(
                 sum[i][j] = (IntVec)_mm512_dpbusd_epi32((__m512i)sum[i][j], (__m512i)a, (__m512i)b[j]);
         }
     }
-    UNROLL for (int i = 0; i < rows; i++)
-        UNROLL for (int j = 0; j < outputs; j++) y[i][j] = _mm512_reduce_add_epi32((__m512i)sum[i][j]);
+    UNROLL for (int i = 0; i < rows; i++) {
+        IntQuad p = folded_int(sum[i][0]), q = folded_int(sum[i][1]), r = folded_int(sum[i][2]), s = folded_int(sum[i][3]);
+        IntQuad pq = SHUFFLE(p, q, 0, 4, 1, 5) + SHUFFLE(p, q, 2, 6, 3, 7), rs = SHUFFLE(r, s, 0, 4, 1, 5) + SHUFFLE(r, s, 2, 6, 3, 7);
+        y[i] = SHUFFLE(pq, rs, 0, 1, 4, 5) + SHUFFLE(pq, rs, 2, 3, 6, 7);
+    }
     for (; k < K; k++)
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < outputs; j++) y[i][j] += x[i * K + k] * w[j * K + k];
 }
 
-/* As `product`, of x (rows, K) that round_row made, each row's largest value in `largest`. */
+/* As `product`, of x (rows, K) that round_row made, each row's largest value in `largest`; outputs [from, to) of y. */
 static void product_int8(
     long rows, long from, long to, float *y, long y_stride, const unsigned char *x, const float *largest,
     const Matrix *m, long K) {
-    const signed char *w = m->weight;
-    for (long n = from; n < to; n += TILE)
-        for (long r = 0; r < rows; r += TILE) {
-            int whole = n + TILE <= to && r + TILE <= rows, sums[TILE][TILE];
-            int height = rows - r < TILE ? rows - r : TILE, width = to - n < TILE ? to - n : TILE;
-            if (whole) tile_int8(TILE, TILE, sums, x + r * K, w + n * K, K);
-            for (int i = 0; !whole && i < height; i++)
-                if (width == TILE) tile_int8(1, TILE, sums + i, x + (r + i) * K, w + n * K, K);
-                else
-                    for (int j = 0; j < width; j++) {
-                        int one[1][TILE];
-                        tile_int8(1, 1, one, x + (r + i) * K, w + (n + j) * K, K);
-                        sums[i][j] = one[0][0];
-                    }
-            for (int i = 0; i < height; i++)
-                for (int j = 0; j < width; j++)
-                    y[(r + i) * y_stride + n + j] = (sums[i][j] - 128 * m->sums[n + j]) * (largest[r + i] / 127) * m->scale[n + j];
+    for (long n = from; n < to; n += TILE) {
+        const signed char *w = (const signed char *)m->weight + n * K;
+        long width = to - n < TILE ? to - n : TILE;
+        Quad scale = {0};
+        IntQuad zeros = {0};
+        memcpy(&scale, m->scale + n, width * sizeof(float));
+        memcpy(&zeros, m->sums + n, width * sizeof(int));
+        for (long r = 0, height; r < rows; r += height) {
+            IntQuad sums[TILE] = {0};
+            height = width == TILE && r + TILE <= rows ? TILE : 1;
+            if (height == TILE) tile_int8(TILE, TILE, sums, x + r * K, w, K);
+            else if (width == TILE) tile_int8(1, TILE, sums, x + r * K, w, K);
+            else for (long j = 0; j < width; j++) {
+                IntQuad one;
+                tile_int8(1, 1, &one, x + r * K, w + j * K, K);
+                sums[0][j] = one[0];
+            }
+            for (long i = 0; i < height; i++) {
+                Quad values = __builtin_convertvector(sums[i] - 128 * zeros, Quad) * scale * (largest[r + i] / 127);
+                memcpy(y + (r + i) * y_stride + n, &values, width * sizeof(float));
+            }
         }
+    }
 }
 #endif
 

@@ -35,6 +35,8 @@ def test_next_is_the_softmax_of_the_logits(trained: Path) -> None:
     ids = model.engine.encode_prompt("line 7: the squar")
     # 17 tokens in a context of 16: the model sees the last 9, as when it generates
     probabilities = model.forward(torch.tensor([ids[8:]])).logits[0, -1].softmax(-1)
+    said = gpt("inspect", "next", "line 7: the squar", cwd=trained).err
+    assert "of the text's 17 tokens the model sees the last 9" in said
     expected = probabilities.topk(3)
     assert [t["id"] for t in found["tokens"]] == expected.indices.tolist()
     assert [t["probability"] for t in found["tokens"]] == pytest.approx(expected.values.tolist(), rel=1e-4)
