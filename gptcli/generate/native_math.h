@@ -16,7 +16,12 @@
 #define LANES 4
 #endif
 #define UNROLL _Pragma("GCC unroll 4")
-#define TILE 4 /* rows, and outputs, whose sums a product keeps in registers */
+#define TILE 4 /* outputs whose sums a product keeps in registers, of so many rows: */
+#if defined __AVX512F__ || defined __aarch64__
+#define ROWS 4
+#else
+#define ROWS 2 /* there are but 16 registers */
+#endif
 #define WAIT_FOR_ALL _Pragma("omp barrier")
 #if defined __clang__ || __GNUC__ >= 12
 #define SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -70,10 +75,10 @@ static inline float total(Vec v) {
     return (q[0] + q[2]) + (q[1] + q[3]);
 }
 
-/* y[i][j] = x[i] . w[j] for i < rows, j < outputs, both at most TILE and known when this is compiled. */
+/* y[i][j] = x[i] . w[j] for i < rows, j < outputs: at most ROWS and TILE, known when this is compiled. */
 static inline __attribute__((always_inline)) void tile(
     int rows, int outputs, float *y, long y_stride, const float *x, long x_stride, const float *w, long K) {
-    Vec sum[TILE][TILE] = {0}, b[TILE];
+    Vec sum[ROWS][TILE] = {0}, b[TILE];
     long k = 0;
     for (; k + LANES <= K; k += LANES) {
         UNROLL for (int j = 0; j < outputs; j++) b[j] = load(w + j * K + k);
@@ -82,7 +87,7 @@ static inline __attribute__((always_inline)) void tile(
             UNROLL for (int j = 0; j < outputs; j++) sum[i][j] += a * b[j];
         }
     }
-    Quad whole[TILE];
+    Quad whole[ROWS];
     UNROLL for (int i = 0; i < rows; i++) whole[i] = outputs == TILE ? totals(sum[i]) : (Quad){total(sum[i][0])};
     for (; k < K; k++)
         for (int i = 0; i < rows; i++)
@@ -95,7 +100,7 @@ static void product(
     long rows, long outputs, float *y, long y_stride, const float *x, long x_stride, const float *w, long K) {
     long n = 0, r;
     for (; n + TILE <= outputs; n += TILE, y += TILE, w += TILE * K) {
-        for (r = 0; r + TILE <= rows; r += TILE) tile(TILE, TILE, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
+        for (r = 0; r + ROWS <= rows; r += ROWS) tile(ROWS, TILE, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
         for (; r < rows; r++) tile(1, TILE, y + r * y_stride, y_stride, x + r * x_stride, x_stride, w, K);
     }
     for (; n < outputs; n++, y++, w += K)
