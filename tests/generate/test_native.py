@@ -109,6 +109,35 @@ def test_a_row_does_not_depend_on_its_neighbours_to_the_last_bit(int8: bool) -> 
         assert torch.equal(decode([row], alone)[0], together[row])
 
 
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[4], SHAPES[10], SHAPES[11]], ids=str)
+@torch.inference_mode()
+def test_threads_share_the_work_and_change_no_bit(
+    shape: dict[str, object], int8: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More of them than rows, heads or outputs, too."""
+    model = make(**shape)
+    if int8 and not suits(pack(model, int8=True), torch.float32):
+        pytest.skip("no products of int8")
+    monkeypatch.setattr(native, "EACH_THREAD", 1)
+    found = []
+    for threads in (1, 2, 3, 7):
+        monkeypatch.setattr(torch, "get_num_threads", lambda n=threads: n)
+        decode, cache = NativeDecode(model), KVCache(model.config, 5, 20)
+        read(model, cache, [[i % model.vocab_size, 1] for i in range(5)])
+        logits = decode([2] * 5, cache)
+        drawing = Drawing(torch.full((5,), model.vocab_size), torch.ones(5), torch.rand(4, 5, generator=seeded()))
+        ids, logprobs = decode.write([1] * 5, cache, drawing, ends=())
+        found.append((logits, ids, logprobs, decode.choose(logits, drawing)))
+    for other in found[1:]:
+        assert torch.equal(other[0], found[0][0])
+        assert other[1:] == found[0][1:]
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0, 3.0])
 @pytest.mark.parametrize("k", [1, 2, 5, 70])
 @torch.inference_mode()
