@@ -41,6 +41,7 @@ def plan(
     mfu: Mfu = 0.4,
     price: Price = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Parameters, arithmetic, memory, days and cost, before anything is paid.
 

@@ -20,6 +20,7 @@ def report(
         Path | None, typer.Option("--out", "-o", metavar="HTML", help="Write a page that needs nothing else.")
     ] = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """A run as a page: curves, samples, figures, lineage, recipe. Or many results as one table.
 
@@ -41,7 +42,7 @@ def report(
     results = read_all(files)
     if runs:
         run = read_run(runs[0], results)
-        for warning in warnings(run):
+        for warning in [] if quiet else warnings(run):
             typer.echo(warning, err=True)
         html, row, results = run_page(run), run_row(run), run.results
         facts = [*overview(run), *(fact for link in run.lineage[:1] for fact in link.facts)]

@@ -66,7 +66,12 @@ def training_verb(stage: str, help: str) -> Callable[..., None]:
 
         with runtime(device) as here:
             console = RunConsole(quiet=quiet, is_main=here.is_main)
-            summary = run_stage(loaded, here, console, resume=resume, dry_run=dry_run)
+            try:
+                summary = run_stage(loaded, here, console, resume=resume, dry_run=dry_run)
+            except UserError as error:
+                if resume is None or ": no such " not in str(error):
+                    raise
+                raise UserError(f"{error} ({resume}/recipe.yaml names it as seen from where the run began)") from error
             if dry_run:
                 summary = {k: v for k, v in summary.items() if k not in ("run_dir", "checkpoint")}
             if here.is_main:

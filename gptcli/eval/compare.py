@@ -45,7 +45,7 @@ def paired_items(a: Result, b: Result) -> tuple[list[dict[str, Any]], list[dict[
         if len(result.items) < 2:
             raise UserError(
                 f"{result.checkpoint}, {result.task}: {len(result.items)} items in this result; a comparison needs "
-                "two or more (gpt eval -o FILE.json keeps them)"
+                "two or more: documents (a folder, several files, a .jsonl), or the file of `gpt eval -o`"
             )
     of_b = {item["id"]: item for item in b.items}
     if of_b.keys() != {item["id"] for item in a.items} or len(of_b) != len(a.items):

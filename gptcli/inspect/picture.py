@@ -15,6 +15,7 @@ BLUE, RED = "#7aa6c2", "#b3412e"
 # For tokens that DejaVu cannot draw, where one of these is installed.
 FALLBACK_FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "PingFang SC", "Hiragino Sans", "Microsoft YaHei", "SimHei")
 LARGEST_LABELLED = 40  # rows or columns of a heat map that are named
+LARGEST_SMALL_LABELLED = 16  # the same of a small one among many
 INCHES = 40  # no picture is wider or higher
 
 
@@ -36,10 +37,13 @@ def save_attention(
     size = 2.0 + 0.3 * min(len(tokens), LARGEST_LABELLED) if alone else 1.5
     with _figure(path, size * len(heads) + 0.6, size * len(layers) + 0.6) as figure:
         axes = figure.subplots(len(layers), len(heads), squeeze=False)
-        for row, of_layer in zip(axes, weights.numpy(), strict=True):
+        few = len(tokens) <= LARGEST_SMALL_LABELLED  # of many maps only those at the edge are named
+        for number, (row, of_layer) in enumerate(zip(axes, weights.numpy(), strict=True)):
             for axis, of_head in zip(row, of_layer, strict=True):
                 axis.imshow(of_head, vmin=0, vmax=1, cmap="Blues")
-                _name_ticks(axis, tokens if alone else [], tokens if alone else [])
+                below, left = number == len(axes) - 1, axis is row[0]
+                _name_ticks(axis, *(tokens if alone or (few and edge) else [] for edge in (below, left)))
+                axis.tick_params(labelsize=None if alone else 5, length=3.5 if alone else 1)
         for axis, head in zip(axes[0], heads, strict=True):
             axis.set_title(f"layer {layers[0]}, head {head}" if alone else f"head {head}", fontsize=9)
         for axis, layer in zip(axes[:, 0], layers, strict=True):
