@@ -401,8 +401,10 @@ def test_a_dry_run_of_a_recipe_of_epochs(trained: Path, tmp_path: Path) -> None:
 def test_a_resume_from_elsewhere_says_what_its_paths_mean(tiny: Tiny, tmp_path: Path) -> None:
     tiny.train("train.max_steps=1")
     recipe = tiny.run_dir / "recipe.yaml"
-    recipe.write_text(recipe.read_text().replace(f"{tiny.folder}/", ""))
-    done = gpt("pretrain", "--resume", tiny.run_dir, "-s", "train.max_steps=2", "-q", cwd=tmp_path)
+    recipe.write_text(recipe.read_text().replace(f"{tiny.folder}/text.txt", "text.txt"))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    done = gpt("pretrain", "--resume", tiny.run_dir, "-s", "train.max_steps=2", "-q", cwd=elsewhere)
     assert (done.code, done.out) == (2, "")
     assert "text.txt: no such file" in done.err
     assert f"({tiny.run_dir}/recipe.yaml names it as seen from where the run began)" in done.err
