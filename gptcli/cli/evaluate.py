@@ -130,7 +130,7 @@ def evaluate(
         unpacked = {}
         if int8:  # what that costs
             texts = [name for name in names if name in ON_TEXT]
-            unpacked = {n: run(n, loaded, subject, asked, quiet=quiet).metrics["perplexity"] for n in texts}
+            unpacked = {n: measure_text(n, loaded, subject, asked, quiet=quiet)[0].metrics["perplexity"] for n in texts}
             loaded.packed(int8=True)
         found = [run(name, loaded, subject, asked, quiet=quiet) for name in names]
         found = [with_cost(result, unpacked.get(result.task)) for result in found]
@@ -188,19 +188,32 @@ def run(name: str, loaded: LoadedModel, subject: Subject, asked: Options, *, qui
     from gptcli.eval.run import run_task
     from gptcli.eval.tasks import find_task
 
-    asked = replace(asked, data=data_of(name, asked.data))
     if name in ON_TEXT:
         return run_on_text(name, loaded, subject, asked, quiet=quiet)
+    asked = replace(asked, data=data_of(name, asked.data))
     with progress(name, quiet) as advance:
         return run_task(find_task(name), subject, asked, advance)
 
 
 def run_on_text(name: str, loaded: LoadedModel, subject: Subject, asked: Options, *, quiet: bool) -> Result:
     """perplexity and compression."""
-    from gptcli.data.sources import SourceReader
     from gptcli.eval.compression import compressors
+
+    found, train, texts = measure_text(name, loaded, subject, asked, quiet=quiet)
+    if name == "compression":
+        bits = {"bits_per_byte": found.metrics["bits_per_byte"], **compressors(train, texts)}
+        found = replace(found, task=name, metrics=bits | found.metrics)
+    return found
+
+
+def measure_text(
+    name: str, loaded: LoadedModel, subject: Subject, asked: Options, *, quiet: bool
+) -> tuple[Result, list[str], list[str]]:
+    """The model's figures; what it was trained on, as far as that is known, and the text measured."""
+    from gptcli.data.sources import SourceReader
     from gptcli.eval.run import run_perplexity
 
+    asked = replace(asked, data=data_of(name, asked.data))
     train: list[str] = []
     if asked.data:
         texts = list(SourceReader(asked.data).documents())
@@ -211,13 +224,8 @@ def run_on_text(name: str, loaded: LoadedModel, subject: Subject, asked: Options
         raise UserError(f"{', '.join(asked.data) or loaded.path}: no text to measure on")
     # A compressor looks back as far as it can; for perplexity half a context is the usual price.
     stride = asked.stride or max(1, loaded.config.context_length // (4 if name == "compression" else 2))
-    asked = replace(asked, stride=stride)
     with progress(name, quiet) as advance:
-        found = run_perplexity(texts, subject, asked, advance)
-    if name == "compression":
-        bits = {"bits_per_byte": found.metrics["bits_per_byte"], **compressors(train, texts)}
-        found = replace(found, task=name, metrics=bits | found.metrics)
-    return found
+        return run_perplexity(texts, subject, replace(asked, stride=stride), advance), train, texts
 
 
 def with_cost(found: Result, unpacked: float | None) -> Result:

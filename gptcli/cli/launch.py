@@ -59,7 +59,9 @@ def launch(nproc: int) -> int:
             if worker.poll() is None:
                 worker.send_signal(signum)
 
-    for signum in (signal.SIGINT, signal.SIGTERM):
+    from gptcli.train.stop import stop_signals
+
+    for signum in stop_signals():
         signal.signal(signum, forward)
     return _wait(workers)
 

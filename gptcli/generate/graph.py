@@ -54,7 +54,7 @@ class _Graph:
     """A step on one cache as a CUDA graph, which remembers the places of all that it reads and writes."""
 
     def __init__(self, step: Step, cache: KVCache) -> None:
-        self._memory = [*cache.k, *cache.v]
+        self._memory = cache.memory
         k, v = ([stored[:, :, : cache.capacity] for stored in kind] for kind in (cache.k, cache.v))
         self._inputs = torch.zeros(2, cache.batch, 1, dtype=torch.long, device=cache.k[0].device)
         self._inputs[1] = cache.capacity - 1  # free in every row that is to be given a token
@@ -69,8 +69,7 @@ class _Graph:
             self._logits = step(self._inputs[0], self._inputs[1], k, v)
 
     def is_of(self, cache: KVCache) -> bool:
-        now = [*cache.k, *cache.v]
-        return len(now) == len(self._memory) and all(a is b for a, b in zip(now, self._memory, strict=True))
+        return cache.is_in(self._memory)
 
     def __call__(self, inputs: Tensor) -> Tensor:
         self._inputs.copy_(inputs)

@@ -140,10 +140,14 @@ class NativeDecode(Decode):
         loaded = library()
         assert loaded is not None, "see `suits`"
         super().__init__(model, dtype)
-        self._library, self._net, self._tables = loaded, model, _tables(model)
+        self._library, self._net = loaded, model
         self._weights = sum(params_by_part(model.config).values())
         self._model: tuple[_Model, list[Tensor]] | None = None  # with the cache's memory that it points to
         self._seconds = TOGETHER  # that a step took
+
+    @functools.cached_property
+    def _tables(self) -> dict[str, Tensor]:
+        return _tables(self._net)
 
     def take(self, batch: int, capacity: int) -> KVCache:
         self._model = None  # whose weights may have moved
@@ -187,9 +191,9 @@ class NativeDecode(Decode):
         self, tokens: Sequence[int], cache: KVCache, steps: int, draws: _Draws | None, *results: Tensor | None
     ) -> int:
         """`decode` of native.c; how many steps it made."""
-        memory, rows = [*cache.k, *cache.v], len(tokens)
-        if self._model is None or any(a is not b for a, b in zip(self._model[1], memory, strict=True)):
-            self._model = _model(self._net, cache, self._tables), memory
+        rows = len(tokens)
+        if self._model is None or not cache.is_in(self._model[1]):
+            self._model = _model(self._net, cache, self._tables), cache.memory
         model, state = self._model[0], torch.tensor([list(tokens), cache.lengths[:rows]])
         model.threads = max(1, min(torch.get_num_threads(), rows * self._weights // EACH_THREAD))
         places = [None if t is None else t.data_ptr() for t in results]

@@ -57,6 +57,15 @@ class KVCache:
     def length(self, row: int) -> int:
         return self._lengths[self.first + row]
 
+    @property
+    def memory(self) -> list[Tensor]:
+        return [*self.k, *self.v]
+
+    def is_in(self, memory: Sequence[Tensor]) -> bool:
+        """Whether it is still kept in the very tensors that `memory` gave once."""
+        now = self.memory
+        return len(now) == len(memory) and all(a is b for a, b in zip(now, memory, strict=True))
+
     # ---- one forward ---------------------------------------------------------------------------------------
 
     def begin(self, tokens: Tensor, attention_mask: Tensor | None) -> CacheStep:

@@ -6,11 +6,11 @@ import dataclasses
 import importlib
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, nullcontext
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
@@ -38,8 +38,6 @@ from gptcli.train.optim import make_optimizer
 R = TypeVar("R", bound=Recipe)
 MASKS = {"attention_mask", "document_ids"}
 
-_locks: list[IO[bytes]] = []  # of the runs that this process writes, held until it ends
-
 
 def run_stage(
     recipe: Recipe, runtime: Runtime, console: RunConsole, *, resume: Path | None = None, dry_run: bool = False
@@ -50,11 +48,8 @@ def run_stage(
     stage = importlib.import_module("gptcli.stages." + recipe.stage.removeprefix("rlhf-"))
     with tempfile.TemporaryDirectory(prefix="gpt-dry-run-") if dry_run else nullcontext() as scratch:
         job = Job(_pinned(recipe), runtime, console, resume, scratch=Path(scratch) if scratch else None)
-        try:
+        with job.held:
             summary: dict[str, Any] = stage.run(job)
-        finally:
-            while _locks:
-                _locks.pop().close()
         return summary
 
 
@@ -67,13 +62,15 @@ def _pinned(recipe: R) -> R:
 
 @dataclass(frozen=True)
 class Job(Generic[R]):
-    """A recipe and where it is carried out. `scratch`: a dry run's folder, gone afterwards."""
+    """A recipe and where it is carried out. `scratch`: a dry run's folder, gone afterwards. `held`: what is let
+    go at the end, the run's lock."""
 
     recipe: R
     runtime: Runtime
     console: RunConsole
     resume: Path | None = None
     scratch: Path | None = None
+    held: ExitStack = field(default_factory=ExitStack)
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -103,7 +100,7 @@ class Job(Generic[R]):
             if there and not (folder / "recipe.yaml").is_file():
                 raise UserError(f"{folder}: holds something else than a run; choose another -s run.name=NAME")
             folder.mkdir(parents=True, exist_ok=True)
-            _locks.append(open_locked(folder / ".lock"))
+            self.held.enter_context(open_locked(folder / ".lock"))
             if self.resume is None and there and checkpoints(folder):
                 way = f"go on with --resume {folder}"
                 raise UserError(f"{folder}: this run exists; {way}, or choose another -s run.name=NAME")

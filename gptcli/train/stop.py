@@ -7,6 +7,12 @@ import threading
 from types import FrameType, TracebackType
 
 
+def stop_signals() -> list[signal.Signals]:
+    """Those that ask for an end. A closed terminal does, but not under nohup."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGINT, signal.SIGTERM, *hangup]
+
+
 class StopSignal:
     """A context in which SIGINT, SIGTERM and SIGHUP only set `signum`."""
 
@@ -16,7 +22,7 @@ class StopSignal:
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the last: the terminal was closed
+            for signum in stop_signals():
                 self._previous[signum] = signal.signal(signum, self._handle)
         return self
 

@@ -10,6 +10,7 @@ import torch
 
 from gptcli import files
 from gptcli.errors import GptError, UserError
+from gptcli.train.stop import stop_signals
 from tests.conftest import Tiny, gpt, make_tiny
 from tests.kill import kill_and_resume, rows, start, wait_for
 
@@ -46,6 +47,15 @@ def test_a_signal_finishes_the_step_and_saves_it(tmp_path: Path, signum: int, st
     more = gpt("pretrain", "--resume", "runs/tiny", "-s", f"train.max_steps={last + 3}", cwd=tmp_path)
     assert more.code == 0, more.err
     assert [r["step"] for r in tiny.metrics()] == list(range(1, last + 4))
+
+
+def test_a_closed_terminal_stops_a_run_but_not_under_nohup() -> None:
+    assert signal.SIGHUP in stop_signals()
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert stop_signals() == [signal.SIGINT, signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_existing_run_is_refused(tiny: Tiny) -> None:
